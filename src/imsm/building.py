@@ -1,0 +1,267 @@
+"""Putting an adapter into a base model, and proving on a few tokens that both streams are what they should be.
+
+What cannot work is found by running it, not by the names of architectures or PEFT methods.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from imsm.errors import InputError
+from imsm.streams import HeadTap, Streams, output_head
+
+#: Initialisations that move a part of the base weights into the adapter. The probe would find them too, but only after
+#: the weights in memory are changed.
+REWRITING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def load_base(
+    base: PreTrainedModel | str | os.PathLike[str], kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, str | None]:
+    """The base model, loaded if a name or folder is given, and its revision if known.
+
+    Raises:
+        InputError: it cannot be found, or is no causal language model.
+    """
+    if not isinstance(base, (str, os.PathLike)):
+        if kwargs:
+            raise InputError(
+                f"{', '.join(kwargs)} can only be given with a base's name or folder, not with a loaded model"
+            )
+        if isinstance(base, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+            raise InputError(
+                "base already carries an adapter (merged or not); give the plain base model, and the adapter's folder as "
+                "peft_config"
+            )
+        return base, getattr(base.config, "_commit_hash", None)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"base model {os.fspath(base)!r} cannot be loaded as a causal language model: {first}"
+        ) from error
+    return model, kwargs.get("revision") or getattr(model.config, "_commit_hash", None)
+
+
+def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str]) -> tuple[PeftModel, int]:
+    """Puts an adapter into `base` (in place) and checks that both streams work.
+
+    Args:
+        base: the plain base model.
+        peft_config: a peft configuration, or the folder or Hub name of a trained adapter.
+
+    Returns:
+        The peft model, and the width d of a memory.
+
+    Raises:
+        InputError: with the reason why base and adapter cannot make a siamese model.
+    """
+    output_head(base)
+    loaded = isinstance(peft_config, (str, os.PathLike))
+    config = read_adapter_config(peft_config) if isinstance(peft_config, (str, os.PathLike)) else peft_config
+    refuse_settings(config, loaded)
+    own = {id(parameter) for parameter in base.parameters()}
+    reference = None if _on_meta(base) else _reference_memory(base)
+    was_training = base.training
+    try:
+        if isinstance(peft_config, (str, os.PathLike)):
+            peft_model = PeftModel.from_pretrained(base, peft_config, is_trainable=True)
+        else:
+            peft_model = get_peft_model(base, peft_config)  # type: ignore[assignment]
+    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
+        raise InputError(f"peft cannot put this adapter into {type(base).__name__}: {first_line(error)}") from error
+    if not isinstance(peft_model, PeftModel):
+        raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
+    _refuse_trained_base(peft_model, own)
+    streams = Streams(peft_model)
+    if reference is None:
+        return peft_model, int(base.config.get_text_config(decoder=True).hidden_size)
+    _probe(streams, own, reference)
+    peft_model.train(was_training)
+    return peft_model, reference.shape[-1]
+
+
+def read_adapter_config(folder: str | os.PathLike[str]) -> PeftConfig:
+    """The peft configuration of a trained adapter.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(folder)
+    if path.is_dir() and not (path / "adapter_config.json").is_file():
+        raise InputError(f"{path} holds no adapter: adapter_config.json is missing")
+    try:
+        return PeftConfig.from_pretrained(os.fspath(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"adapter {os.fspath(folder)!r} cannot be read: {first_line(error)}") from error
+
+
+def refuse_settings(config: PeftConfig, loaded: bool) -> None:
+    """Settings known to break the frozen stream.
+
+    Raises:
+        InputError: naming the setting and the remedy.
+    """
+    if not isinstance(config, PeftConfig):
+        raise InputError(f"peft_config must be a peft PeftConfig or an adapter's folder, got {type(config).__name__}")
+    if (bias := getattr(config, "bias", "none")) != "none":
+        raise InputError(
+            f"bias must be 'none', got {bias!r}: trained biases are base weights and stay on when the adapter is off"
+        )
+    initialisation = getattr(config, "init_lora_weights", None)
+    if isinstance(initialisation, str) and not loaded and initialisation.lower().startswith(REWRITING_INITIALISATIONS):
+        raise InputError(
+            f"init_lora_weights={initialisation!r} rewrites base weights, so that the frozen stream would no longer be the "
+            "base model; use True or 'gaussian'"
+        )
+
+
+def base_shape(base: PreTrainedModel) -> dict[str, Any]:
+    """What tells one base model from another, by the names of `SiameseConfig`."""
+    text_config = base.config.get_text_config(decoder=True)
+    head = output_head(base)
+    return {
+        "base_model_type": base.config.model_type,
+        "hidden_size": int(text_config.hidden_size),
+        "vocab_size": int(getattr(head, "out_features", None) or head.weight.shape[0]),  # type: ignore[union-attr,arg-type]
+        "num_hidden_layers": int(text_config.num_hidden_layers),
+    }
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return any(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for one-line messages."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _probe_inputs(base: nn.Module) -> dict[str, Tensor]:
+    vocabulary = base_shape(base)["vocab_size"]  # type: ignore[arg-type]
+    device = base.get_input_embeddings().weight.device  # type: ignore[operator]
+    ids = (torch.arange(2 * 6, device=device) * 7 % (vocabulary - 1) + 1).view(2, 6)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}  # type: ignore[dict-item]
+
+
+def _reference_memory(base: PreTrainedModel) -> Tensor:
+    """Memories (2, 6, d) of the untouched base model on the probe's tokens."""
+    inputs = _probe_inputs(base)
+    was_training = base.training
+    base.eval()
+    tap = HeadTap(output_head(base))
+    try:
+        with torch.no_grad(), tap.replacing(lambda memory: memory):
+            base(**inputs)
+            memory = tap.memory
+            if memory is None:
+                raise InputError(
+                    f"{type(base).__name__} makes its logits without calling its output head, so memories cannot be mixed "
+                    "before it"
+                )
+            changed = inputs["input_ids"].clone()
+            changed[:, -1] = changed[:, 0]
+            base(**{**inputs, "input_ids": changed})
+            if not _same(tap.memory[:, :-1], memory[:, :-1]):
+                raise InputError(
+                    f"{type(base).__name__} is not causal: a later token changes an earlier memory (is_decoder=True missing?)"
+                )
+    finally:
+        tap.remove()
+        base.train(was_training)
+    return memory
+
+
+def _refuse_trained_base(peft_model: PeftModel, own: set[int]) -> None:
+    for name, parameter in peft_model.named_parameters():
+        if id(parameter) in own and parameter.requires_grad:
+            raise InputError(
+                f"the adapter trains the base weight {name}; base weights must stay frozen, so leave out what trains them"
+            )
+    head = peft_model.get_base_model().get_output_embeddings()
+    if any(id(parameter) not in own for parameter in head.parameters()):
+        raise InputError(
+            "the adapter changes the output head, which both streams share; leave it out of target_modules and "
+            "modules_to_save"
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    scale = b.float().abs().max().clamp(min=1e-6)
+    return a.shape == b.shape and bool(((a.float() - b.float()).abs().max() / scale) < 1e-3)
+
+
+@contextmanager
+def _noisy(peft_model: PeftModel, own: set[int]) -> Iterator[None]:
+    """Adapter weights with noise on them: as a trained adapter, it must change the tuned stream and nothing else."""
+    kept = [
+        (parameter, parameter.detach().clone())
+        for parameter in peft_model.parameters()
+        if id(parameter) not in own and parameter.is_floating_point()
+    ]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for parameter, _ in kept:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_((0.3 * noise).to(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in kept:
+                parameter.copy_(value)
+
+
+def _probe(streams: Streams, own: set[int], reference: Tensor) -> None:
+    """Runs both streams on a few tokens with a disturbed adapter.
+
+    Raises:
+        InputError: the frozen stream is not the base model, or the streams do not line up.
+    """
+    peft_model = streams.peft_model
+    kind = getattr(peft_model.active_peft_config.peft_type, "value", peft_model.active_peft_config.peft_type)
+    inputs: dict[str, Any] = _probe_inputs(streams.base)
+    streams.eval()
+    try:
+        streams.frozen(inputs, None)
+        if not _same(streams.tap.memory, reference):  # type: ignore[arg-type]
+            raise InputError(
+                f"{kind} as configured changes base weights when it is created, so the frozen stream is not the base model "
+                "any more; choose another initialisation and load the base again"
+            )
+        with _noisy(peft_model, own):
+            streams.frozen(inputs, None)
+            frozen = streams.tap.memory
+            with torch.no_grad():
+                streams.tuned(inputs, None)
+            tuned = streams.tap.memory
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"peft's {kind} does not run on {type(streams.base).__name__}: {first_line(error)}") from error
+    finally:
+        streams.tap.remove()
+    assert frozen is not None and tuned is not None
+    if not _same(frozen, reference):
+        raise InputError(f"{kind} stays on when switched off, so the frozen stream would not be the base model")
+    if tuned.shape != frozen.shape:
+        raise InputError(
+            f"{kind} changes the sequence's length from {frozen.shape[1]} to {tuned.shape[1]} positions, so the two streams' "
+            "memories do not line up; use a method that leaves the length alone"
+        )
+    if _same(tuned, frozen):
+        raise InputError(
+            f"{kind} as configured has no effect on the memories; check target_modules and the layers chosen"
+        )

@@ -1,0 +1,206 @@
+"""The KV cache of a siamese model: one cache for each stream, and what pooling the query needs."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from imsm.errors import InputError
+from imsm.query import RunningQuery
+
+
+class TwinCache(Cache):
+    """Two caches that move together. Every operation goes to both.
+
+    Attributes:
+        base: the frozen stream's cache.
+        tuned: the tuned stream's cache; longer than `base` by the adapter's prefix, if it has one.
+        seen: tokens of the sequence held so far (padding counted, a prefix not).
+        running: sums of the memories of all tokens seen; None before the first and after a crop that cannot be undone.
+        query: pooled query (q̄, q̄') of the answer being generated, each (B, 1, d); None outside an answer.
+    """
+
+    def __init__(self, base: Cache | None = None, tuned: Cache | None = None) -> None:
+        self.base = base
+        self.tuned = tuned
+        self.seen = 0
+        self.running: RunningQuery | None = None
+        self.query: tuple[Tensor | None, Tensor | None] | None = None
+        self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
+
+    @property
+    def halves(self) -> list[Cache]:
+        """The caches in use: both, or one if a stream is not run."""
+        return [half for half in (self.base, self.tuned) if half is not None]
+
+    def __repr__(self) -> str:
+        return f"TwinCache(seen={self.seen}, base={self.base}, tuned={self.tuned})"
+
+    def __len__(self) -> int:
+        return max(len(half) for half in self.halves)
+
+    # -- the query ---------------------------------------------------------------------------------------------------
+
+    def require(self, base: bool, tuned: bool) -> None:
+        """Make sure that the streams about to run have been run on all tokens held.
+
+        Raises:
+            InputError: an earlier step left out a stream that is needed now.
+        """
+        if self.seen == 0:
+            return
+        if (base and self.base is None) or (tuned and self.tuned is None):
+            raise InputError(
+                "this cache was filled with force_gate and lacks a stream; continue with the same force_gate, or start "
+                "from a fresh cache"
+            )
+
+    def begin_answer(self) -> None:
+        """Forget the last answer's query: the next one is pooled over all that is held by then."""
+        self.query = None
+
+    def record(self, base: Tensor | None, tuned: Tensor | None, attended: Tensor) -> None:
+        """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding."""
+        if self.seen > 0 and self.running is None:
+            # A crop undid more than the last step: the mean over the whole sequence is no longer known.
+            self.seen += attended.shape[1]
+            return
+        base = base.detach() if base is not None else None
+        tuned = tuned.detach() if tuned is not None else None
+        weights = attended.float()[:, None, :]
+
+        def add(total: Tensor | None, memory: Tensor | None) -> Tensor | None:
+            if memory is None:
+                return None
+            new = torch.bmm(weights, memory.float()).squeeze(1)
+            return new if total is None else total + new
+
+        past = self.running
+        count = attended.float().sum(dim=1, keepdim=True)
+        self.running = RunningQuery(
+            add(past.base if past else None, base),
+            add(past.tuned if past else None, tuned),
+            count if past is None else past.count + count,
+        )
+        self._last = (base, tuned, attended)
+        self.seen += attended.shape[1]
+
+    def past_sums(self) -> RunningQuery | None:
+        """The sums over the tokens held, or None if the cache is empty.
+
+        Raises:
+            InputError: the cache was cropped by more than its last step, so that the sums are lost.
+        """
+        if self.seen > 0 and self.running is None:
+            raise InputError(
+                "this cache was cropped by more tokens than its last forward pass added, so the mean of its query is no "
+                "longer known; start from a fresh cache, or crop before the tokens are added"
+            )
+        return self.running
+
+    # -- cache protocol ----------------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[Any]:  # type: ignore[override]
+        """The layers of both halves, the frozen stream's first."""
+        return [layer for half in self.halves for layer in half.layers]
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise InputError("a TwinCache belongs to a siamese model; give a plain model a cache of its own")
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return max(half.get_max_length(layer_idx) for half in self.halves)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.halves[0].get_mask_sizes(query_length, layer_idx)
+
+    def reset(self) -> None:
+        for half in self.halves:
+            half.reset()
+        self.seen, self.running, self.query, self._last = 0, None, None, None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        for half in self.halves:
+            half.reorder_cache(beam_idx)
+        self._select(beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        for half in self.halves:
+            half.crop(tokens_to_remove)
+        removed = abs(tokens_to_remove)
+        self.seen -= removed
+        if removed == 0 or self.running is None:
+            return
+        if self._last is None or removed > self._last[2].shape[1]:
+            self.running = None
+            return
+        base, tuned, attended = self._last
+        kept = attended.shape[1] - removed
+        weights = attended[:, kept:].float()[:, None, :]
+
+        def subtract(total: Tensor | None, memory: Tensor | None) -> Tensor | None:
+            if total is None or memory is None:
+                return total
+            return total - torch.bmm(weights, memory[:, kept:].float()).squeeze(1)
+
+        self.running = RunningQuery(
+            subtract(self.running.base, base),
+            subtract(self.running.tuned, tuned),
+            self.running.count - weights.sum(dim=-1),
+        )
+        self._last = (
+            None if base is None else base[:, :kept],
+            None if tuned is None else tuned[:, :kept],
+            attended[:, :kept],
+        )
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for half in self.halves:
+            half.batch_repeat_interleave(repeats)
+        if self.running is not None:
+            rows = torch.arange(self.running.count.shape[0], device=self.running.count.device)
+            self._select(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for half in self.halves:
+            half.batch_select_indices(indices)
+        self._select(indices)
+
+    def activate_past_recording(self) -> None:
+        for half in self.halves:
+            half.activate_past_recording()
+
+    def _select(self, rows: Tensor) -> None:
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.index_select(0, rows.to(x.device))
+
+        if self.running is not None:
+            self.running = self.running.select(rows)
+        if self.query is not None:
+            self.query = (pick(self.query[0]), pick(self.query[1]))
+        if self._last is not None:
+            base, tuned, attended = self._last
+            self._last = (pick(base), pick(tuned), attended.index_select(0, rows.to(attended.device)))
+
+    @property
+    def is_compileable(self) -> bool:
+        # `generate` would otherwise build the attention masks from this model's config instead of the base model's.
+        return False
+
+    @property
+    def is_croppable(self) -> bool:
+        return all(half.is_croppable for half in self.halves)
+
+    @property
+    def is_initialized(self) -> bool:
+        return all(half.is_initialized for half in self.halves)
+
+    @property
+    def batch_size(self) -> int:
+        return self.halves[0].batch_size

@@ -1,0 +1,241 @@
+"""The checkpoint folder: config, peft's own adapter files, the gate, a model card; never the base weights.
+
+config.json                 base model, gate settings, layout version, how it was trained
+adapter_config.json         peft's own two files, so that peft alone can load the adapter
+adapter_model.safetensors
+gate.safetensors            the gate's weights, float32
+generation_config.json, README.md
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, PreTrainedModel
+
+from imsm import building, card
+from imsm.config import FORMAT_VERSION, SiameseConfig
+from imsm.errors import InputError
+
+if TYPE_CHECKING:
+    from imsm.model import SiameseForCausalLM
+
+CONFIG, GATE = "config.json", "gate.safetensors"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+REQUIRED = (CONFIG, ADAPTER_CONFIG, ADAPTER, GATE)
+#: Arguments of `from_pretrained` that say where the folder is fetched from; the rest go to the base model.
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` whose files are moved into it at the end; nothing is moved on an error.
+
+    A new folder appears in one rename. In an existing one files are replaced one by one, `config.json` last.
+
+    Raises:
+        InputError: `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder to save into")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield stage
+        stage.chmod(0o755)
+        if not folder.exists():
+            stage.rename(folder)
+            return
+        for path in sorted(stage.iterdir(), key=lambda path: path.name == CONFIG):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def save(
+    model: SiameseForCausalLM,
+    folder: str | os.PathLike[str],
+    *,
+    is_main_process: bool = True,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """Writes the checkpoint folder. `kwargs` beyond these are what transformers passes along; only a push uses them.
+
+    Raises:
+        InputError: `folder` is a file, or the model has more than one adapter.
+    """
+    if len(model.peft_model.peft_config) != 1:
+        raise InputError(
+            f"a checkpoint holds one adapter, the model has {len(model.peft_model.peft_config)}: "
+            f"{', '.join(model.peft_model.peft_config)}; delete all but the active one"
+        )
+    if is_main_process:
+        with staged(Path(folder)) as stage:
+            # "auto" would ask the Hub whether the embeddings were resized; base weights are never saved here.
+            model.peft_model.save_pretrained(os.fspath(stage), save_embedding_layers=False)
+            for extra in (path for path in stage.iterdir() if path.name not in REQUIRED):
+                shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
+            state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.gate.state_dict().items()}
+            save_file(state, stage / GATE, metadata={"format": "pt"})
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(stage)
+            model.generation_config.save_pretrained(stage)
+            (stage / "README.md").write_text(card.render(model), encoding="utf-8")
+    if push_to_hub:
+        push(model, repo_id or Path(folder).name, **kwargs)
+
+
+def push(
+    model: SiameseForCausalLM,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload siamese model",
+    **_: Any,
+) -> str:
+    """Uploads the checkpoint folder with its model card; returns the commit's address."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as temporary:
+        save(model, Path(temporary) / "model")
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=Path(temporary) / "model", revision=revision, commit_message=commit_message
+        )
+    return str(commit.commit_url)
+
+
+def fetch(name: str | os.PathLike[str], files: tuple[str, ...], what: str, hub: dict[str, Any]) -> Path:
+    """The folder `name`, or a download of just `files` from the Hub repository of that name.
+
+    Raises:
+        InputError: there is no such folder or repository.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1:
+        raise InputError(f"{what} {os.fspath(name)!r} is not a folder")
+    try:
+        return Path(snapshot_download(os.fspath(name), allow_patterns=list(files), **hub))
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        ValueError,
+        OSError,
+    ) as e:
+        raise InputError(
+            f"{what} {os.fspath(name)!r} is neither a folder here nor a repository that the Hub gives: {building.first_line(e)}"
+        ) from e
+
+
+def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path, SiameseConfig]:
+    """The folder of a checkpoint and its config.
+
+    Raises:
+        InputError: the folder is missing or incomplete, of another kind, or written by a newer version.
+    """
+    folder = fetch(name, (*REQUIRED, "generation_config.json"), "checkpoint", hub)
+    missing = [file for file in REQUIRED if not (folder / file).is_file()]
+    if missing:
+        raise InputError(f"{folder} is not a complete siamese checkpoint: {', '.join(missing)} missing")
+    try:
+        values, _ = SiameseConfig.get_config_dict(os.fspath(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG} cannot be read: {building.first_line(error)}") from error
+    if values.get("model_type") != SiameseConfig.model_type:
+        raise InputError(
+            f"{folder / CONFIG} is of a model of type {values.get('model_type')!r}, not of a siamese model "
+            f"({SiameseConfig.model_type!r})"
+        )
+    if not isinstance(values.get("format_version"), int) or values["format_version"] > FORMAT_VERSION:
+        raise InputError(
+            f"{folder} was written by a newer imsm (format {values.get('format_version')}, this one reads up to "
+            f"{FORMAT_VERSION}); upgrade imsm"
+        )
+    return folder, SiameseConfig.from_dict(values)
+
+
+def load(
+    cls: type[SiameseForCausalLM],
+    name: str | os.PathLike[str],
+    base: PreTrainedModel | str | os.PathLike[str] | None,
+    kwargs: dict[str, Any],
+) -> SiameseForCausalLM:
+    """See `SiameseForCausalLM.from_pretrained`."""
+    for of_the_auto_class in ("config", "adapter_kwargs", "_from_auto"):
+        kwargs.pop(of_the_auto_class, None)
+    hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
+    folder, config = read_config(name, hub)
+    if base is None:
+        if config.base_model is None:
+            raise InputError(f"{folder} does not name its base model; give it as from_pretrained(folder, base=...)")
+        base = config.base_model
+        kwargs.setdefault("revision", config.base_revision)
+    if not isinstance(base, (str, os.PathLike)):
+        kwargs = {}
+    else:
+        kwargs |= {key: value for key, value in hub.items() if key != "revision"}
+    base_model, _ = building.load_base(base, {key: value for key, value in kwargs.items() if value is not None})
+    refuse_other_base(config, base_model, folder)
+    peft_model, width = building.attach_adapter(base_model, folder)
+    if width != config.hidden_size:
+        raise InputError(f"{folder} was saved for memories of width {config.hidden_size}, the base's have {width}")
+    model = cls(config, peft_model)
+    load_gate(model, folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = os.fspath(name)
+    return model.eval()
+
+
+def refuse_other_base(config: SiameseConfig, base: PreTrainedModel, folder: Path) -> None:
+    """Raises `InputError` if `base` has another shape than the base that the checkpoint was made on."""
+    given = building.base_shape(base)
+    for field, value in given.items():
+        expected = getattr(config, field)
+        if expected and value != expected:
+            raise InputError(
+                f"{folder} was saved for a base with {field} {expected}, but "
+                f"{base.config._name_or_path or type(base).__name__} has {value}; give the base it was trained on "
+                f"({config.base_model or 'unnamed'})"
+            )
+
+
+def load_gate(model: SiameseForCausalLM, folder: Path) -> None:
+    """Reads the gate's weights into the model.
+
+    Raises:
+        InputError: the file is damaged or does not fit the gate.
+    """
+    try:
+        state = load_file(folder / GATE)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / GATE} is damaged: {building.first_line(error)}") from error
+    own = model.gate.state_dict()
+    if {k: tuple(v.shape) for k, v in state.items()} != {k: tuple(v.shape) for k, v in own.items()}:
+        raise InputError(
+            f"{folder / GATE} does not fit a {model.config.gate!r} gate of rank {model.config.gate_rank}: it holds "
+            f"{ {k: tuple(v.shape) for k, v in state.items()} }"
+        )
+    model.gate.load_state_dict(state)

@@ -1,0 +1,58 @@
+"""The settings that a checkpoint carries: which base model, which gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+#: Raised with every change of the checkpoint folder that an older `imsm` could not read.
+FORMAT_VERSION = 1
+
+
+class SiameseConfig(PretrainedConfig):
+    """Settings of a siamese model, saved as `config.json`.
+
+    Args:
+        base_model: Hub name or folder of the base model; `None` when the base was only ever in memory.
+        base_revision: revision of the base model on the Hub.
+        base_model_type: the base model's own `model_type`.
+        hidden_size: width d of a memory (the input of the base model's output head).
+        vocab_size: rows of the base model's output head.
+        num_hidden_layers: layers of the base model.
+        gate: a key of `imsm.GATES`.
+        gate_rank: rank r of the gate's two maps W_A and W_B (paper: 8).
+        gate_dropout: dropout after each of the gate's two maps in training (paper: 0.1).
+        format_version: version of the checkpoint folder's layout.
+        training: what the model was trained on and how, for the model card and `imsm info`.
+    """
+
+    model_type = "imsm"
+
+    def __init__(
+        self,
+        base_model: str | None = None,
+        base_revision: str | None = None,
+        base_model_type: str | None = None,
+        hidden_size: int = 0,
+        vocab_size: int = 0,
+        num_hidden_layers: int = 0,
+        gate: str = "query_aware",
+        gate_rank: int = 8,
+        gate_dropout: float = 0.1,
+        format_version: int = FORMAT_VERSION,
+        training: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.base_model = base_model
+        self.base_revision = base_revision
+        self.base_model_type = base_model_type
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.num_hidden_layers = num_hidden_layers
+        self.gate = gate
+        self.gate_rank = gate_rank
+        self.gate_dropout = gate_dropout
+        self.format_version = format_version
+        self.training = training or {}
+        super().__init__(**kwargs)

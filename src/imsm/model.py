@@ -1,0 +1,424 @@
+"""The siamese model: frozen and tuned stream, a gate over their memories, the shared output head."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from imsm import checkpoint
+from imsm.building import attach_adapter, base_shape, load_base
+from imsm.cache import TwinCache
+from imsm.config import SiameseConfig
+from imsm.errors import InputError
+from imsm.gates import Mix, build_gate, interweave
+from imsm.query import IGNORE, answer_boundaries, pool
+from imsm.streams import Streams
+
+
+#: One tensor of the frozen stream, one of the tuned; None for a stream that was not run.
+Pair = tuple[Tensor | None, Tensor | None]
+
+
+@dataclass
+class SiameseOutput(ModelOutput):
+    """What `SiameseForCausalLM.forward` returns.
+
+    loss: () float32, mean cross-entropy over the supervised positions; with labels only.
+    logits: (B, K, V), K the positions that `logits_to_keep` keeps; with labels only if `output_logits`.
+    past_key_values: the two streams' caches.
+    gate: (B, K, d) float32, weight of the frozen memory; on request.
+    base_memory, tuned_memory: (B, K, d), the two memories; on request.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: TwinCache | None = None
+    gate: Tensor | None = None
+    base_memory: Tensor | None = None
+    tuned_memory: Tensor | None = None
+
+
+class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model that keeps both minds: the base model's and the adapter's (paper: "Methodology").
+
+    Build it with `from_base`, load it with `from_pretrained`. `peft_model` and `gate` are its two parts;
+    `gate.down.weight` is W_A (r, 4d) and `gate.up.weight` W_B (d, r).
+    """
+
+    config_class = SiameseConfig
+    base_model_prefix = "streams"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # whatever the base was loaded with is used
+    # The loss below divides by `num_items_in_batch`, so Trainer's accumulation is exact.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: SiameseConfig, peft_model: PeftModel | None = None) -> None:
+        if peft_model is None:
+            raise InputError(
+                "a siamese model is built on a base model: use SiameseForCausalLM.from_base(base, peft_config) or "
+                "SiameseForCausalLM.from_pretrained(folder)"
+            )
+        super().__init__(config)
+        self.streams = Streams(peft_model)
+        head = self.base.get_output_embeddings()
+        self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
+        self.gate.to(next(head.parameters()).device)
+        self.generation_config = copy.deepcopy(self.base.generation_config)
+        self.post_init()
+
+    # -- building, saving, loading -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_base(
+        cls,
+        base: PreTrainedModel | str | os.PathLike[str],
+        peft_config: PeftConfig | str | os.PathLike[str],
+        *,
+        gate: str = "query_aware",
+        gate_rank: int = 8,
+        gate_dropout: float = 0.1,
+        **base_kwargs: Any,
+    ) -> SiameseForCausalLM:
+        """A siamese model on `base`, whose weights are held once and stay as they are.
+
+        Args:
+            base: a loaded causal language model, or its Hub name or folder.
+            peft_config: any peft configuration, or the folder or Hub name of an adapter trained with peft.
+            gate: a key of `imsm.GATES`.
+            gate_rank: rank r of the gate's two maps.
+            gate_dropout: dropout after each of them, in training.
+            base_kwargs: given to `AutoModelForCausalLM.from_pretrained` when `base` is a name or folder.
+
+        Raises:
+            InputError: base or adapter cannot work in a siamese model; the message says why.
+        """
+        model, revision = load_base(base, base_kwargs)
+        config = SiameseConfig(
+            **base_shape(model),
+            base_model=model.config._name_or_path or None,
+            base_revision=revision,
+            gate=gate,
+            gate_rank=gate_rank,
+            gate_dropout=gate_dropout,
+        )
+        build_gate(gate, config.hidden_size, gate_rank, gate_dropout)  # refuse before the base is touched
+        peft_model, width = attach_adapter(model, peft_config)
+        config.hidden_size = width
+        return cls(config, peft_model)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        base: PreTrainedModel | str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> SiameseForCausalLM:
+        """The model saved in a folder (or Hub repository) by `save_pretrained`, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub name.
+            base: where the base model comes from instead of the name in the folder's `config.json`.
+            kwargs: `revision`, `token`, `cache_dir` and the like for the folder; the rest (`dtype`, `device_map`, …)
+                for the base model.
+
+        Raises:
+            InputError: the folder is incomplete, of another base model, or from a newer version.
+        """
+        return checkpoint.load(cls, pretrained_model_name_or_path, base, kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes config, adapter (peft's format), gate and model card; never the base weights.
+
+        `push_to_hub=True` with `repo_id` uploads the folder. Files are written beside and renamed into place.
+        """
+        checkpoint.save(self, save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Uploads what `save_pretrained` writes, with a model card. Returns the commit's address."""
+        return checkpoint.push(self, repo_id, **kwargs)
+
+    def init_weights(self) -> None:
+        """Nothing to do: base, adapter and gate arrive initialised, and transformers would draw them anew."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing to do, see `init_weights`."""
+
+    # -- the two parts -----------------------------------------------------------------------------------------------
+
+    @property
+    def peft_model(self) -> PeftModel:
+        """The base model with the adapter in it."""
+        return self.streams.peft_model
+
+    @property
+    def base(self) -> Any:
+        """The base model (the adapter's layers, if any, sit inside it)."""
+        return self.streams.base
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.base.get_output_embeddings()
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Trades compute for memory in the tuned stream; the frozen stream keeps no activations anyway."""
+        if self.streams.prefix_length:
+            raise InputError(
+                "gradient checkpointing drops the cache that prefix tuning lives in; switch one of them off"
+            )
+        settings = kwargs.pop("activation_checkpointing_kwargs", None) or (args[0] if args else None) or {}
+        if settings.get("use_reentrant"):
+            self.base.enable_input_require_grads()
+        self.base.activation_checkpointing_enable({"use_reentrant": False, **settings}, *args[1:], **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        self.base.activation_checkpointing_disable()
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        past_key_values: TwinCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_gate: bool = False,
+        output_memories: bool = False,
+        output_logits: bool = False,
+        force_gate: float | None = None,
+        prompt_length: int | None = None,
+        inputs_embeds: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SiameseOutput | tuple[Any, ...]:
+        """Both streams over the same tokens, their memories interwoven, the head on the mix (paper: equations 1 to 6).
+
+        Args:
+            input_ids: (B, T) int64, the new tokens (or `inputs_embeds`, (B, T, d)).
+            attention_mask: (B, past + T), 0 on padding (either side).
+            position_ids: (B, T), for models that take them.
+            labels: (B, T), −100 where nothing is scored. Each run of other values is an answer.
+            prompt_mask: (B, T), nonzero on the query's tokens. Without it an answer's query is all that precedes it
+                according to `labels` or `prompt_length`; without those, each position's is everything up to itself.
+            past_key_values: the cache that an earlier call returned.
+            use_cache: return a cache (default: yes, except in training or with labels).
+            logits_to_keep: give logits of the last so many positions (0: all), or of these indices.
+            output_gate, output_memories: also return the gate, the two memories.
+            output_logits: with labels, also give logits; otherwise the head runs on supervised positions alone.
+            force_gate: use this constant in place of the learned mix: 1 is the base model, 0 the adapted one. The
+                stream that has no say is not run.
+            prompt_length: leading tokens (padding and cached ones counted) that are the query; set by `generate`.
+            num_items_in_batch: divisor of the loss instead of the number of supervised positions.
+
+        Raises:
+            InputError: inputs that contradict each other.
+        """
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        if tokens is None:
+            raise InputError("forward needs input_ids or inputs_embeds")
+        if use_cache is None:
+            use_cache = past_key_values is not None or (labels is None and not self.training)
+        cache = self._twin_cache(past_key_values) if use_cache else None
+        run_base, run_tuned = (output_memories or force_gate != 0), (output_memories or force_gate != 1)
+        if cache is not None:
+            cache.require(base=run_base, tuned=run_tuned)
+        attended = attended_tokens(attention_mask, tokens)
+        length = tokens.shape[1]
+        inputs = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": use_cache,
+            **kwargs,
+        }
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+
+        supervised = targets = None
+        if labels is not None:
+            # Position t is scored on token t + 1.
+            targets = nn.functional.pad(labels.to(tokens.device)[:, 1:], (0, 1), value=IGNORE)
+            supervised = targets != IGNORE
+        answers_only = supervised is not None and not (output_logits or output_gate or output_memories)
+        kept = slice(0, length) if supervised is not None else kept_positions(logits_to_keep, length)
+        extras: dict[str, Tensor | None] = {}
+
+        def weave(base: Tensor | None, tuned: Tensor | None) -> Tensor:
+            """The memories (B, T, d) of the streams that were run, to what the head is given."""
+            query: Pair = (None, None)
+            if force_gate is None and self.gate.uses_query:
+                query = self._pooled_query(base, tuned, attended, kept, cache, labels, prompt_mask, prompt_length)
+            if cache is not None:
+                cache.record(base, tuned, attended)
+            where = supervised if answers_only else (slice(None), kept)
+            memories = tuple(None if memory is None else memory[where] for memory in (base, tuned))
+            if answers_only:
+                query = tuple(None if q is None else q.expand(-1, length, -1)[where] for q in query)  # type: ignore[assignment]
+            mix = self._mix(memories, query, force_gate)
+            extras.update(gate=mix.gate, base_memory=memories[0], tuned_memory=memories[1])
+            return mix.memory[None] if answers_only else mix.memory
+
+        base_cache, tuned_cache = (cache.base, cache.tuned) if cache is not None else (None, None)
+        if not run_tuned:
+            output = self.streams.frozen(inputs, base_cache, lambda memory: weave(memory, None))
+            base_cache = self.streams.cache_of(output)
+        else:
+            base_memory = None
+            if run_base:
+                base_cache = self.streams.cache_of(self.streams.frozen(inputs, base_cache))
+                base_memory = self.streams.tap.memory
+            output = self.streams.tuned(inputs, tuned_cache, lambda memory: weave(base_memory, memory))
+            tuned_cache = self.streams.cache_of(output)
+        if cache is not None:
+            cache.base, cache.tuned = base_cache, tuned_cache
+        self.streams.tap.memory = None
+
+        logits, loss = output.logits, None
+        if supervised is not None and targets is not None:
+            scored = logits[0] if answers_only else logits[supervised]
+            loss = answer_loss(scored, targets[supervised], num_items_in_batch)
+            logits = logits[:, kept_positions(logits_to_keep, length)] if output_logits else None
+        result = SiameseOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache,
+            gate=extras["gate"] if output_gate else None,
+            base_memory=extras["base_memory"] if output_memories else None,
+            tuned_memory=extras["tuned_memory"] if output_memories else None,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def _twin_cache(self, cache: Any) -> TwinCache:
+        if cache is None:
+            return TwinCache(None, None)
+        if not isinstance(cache, TwinCache):
+            raise InputError(
+                f"past_key_values must be a TwinCache (imsm.TwinCache() is an empty one), got {type(cache).__name__}"
+            )
+        return cache
+
+    def _pooled_query(
+        self,
+        base: Tensor | None,
+        tuned: Tensor | None,
+        attended: Tensor,
+        kept: slice | Tensor,
+        cache: TwinCache | None,
+        labels: Tensor | None,
+        prompt_mask: Tensor | None,
+        prompt_length: int | None,
+    ) -> Pair:
+        """q̄ and q̄', each (B, K or 1, d) float32, for the kept positions."""
+        if cache is not None and cache.query is not None:
+            return cache.query
+        batch, length = attended.shape
+        past = cache.past_sums() if cache is not None else None
+        seen = cache.seen if cache is not None else 0
+        last = None
+        if prompt_mask is not None:
+            if seen > 0 or prompt_mask.shape[1] > length:
+                raise InputError(
+                    f"prompt_mask must come with the sequence's first tokens and cover no more than them, got "
+                    f"{prompt_mask.shape[1]} columns for {length} tokens after {seen} cached ones; leave it out, and "
+                    "the query is all that precedes the answer"
+                )
+            attended = attended & nn.functional.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1]))
+            last = length - 1
+        elif prompt_length is not None and prompt_length <= seen + length:
+            last = max(prompt_length - 1 - seen, 0)
+        if last is not None:
+            boundary = torch.full((batch, 1), last, device=attended.device)
+        elif labels is not None:
+            boundary = answer_boundaries(labels.to(attended.device), attended)
+            if bool((boundary == boundary[:, :1]).all()):
+                boundary = boundary[:, :1]
+        else:
+            boundary = torch.arange(length, device=attended.device).expand(batch, -1)[:, kept]
+        count = past.count if past is not None else None
+        query: Pair = (
+            None if base is None else pool(base, attended, boundary, past.base if past is not None else None, count),
+            None if tuned is None else pool(tuned, attended, boundary, past.tuned if past is not None else None, count),
+        )
+        if last is not None and cache is not None:
+            cache.query = query
+        return query
+
+    def _mix(self, memories: Pair, query: Pair, force_gate: float | None) -> Mix:
+        base, tuned = memories
+        if force_gate is None:
+            return self.gate(base, tuned, *query)
+        memory = base if tuned is None else tuned if base is None else interweave(base, tuned, force_gate)
+        assert memory is not None
+        return Mix(memory, torch.full_like(memory, force_gate, dtype=torch.float32))
+
+    # -- generation --------------------------------------------------------------------------------------------------
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """One cache for each stream, of the kind the base model would use; the prompt's length fixes the query."""
+        mask = model_kwargs.get("attention_mask")
+        if model_kwargs.get("prompt_mask") is None and model_kwargs.get("prompt_length") is None:
+            model_kwargs["prompt_length"] = mask.shape[1] if mask is not None else generation_config._mask_length
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None:
+            self._twin_cache(cache).begin_answer()
+            cache._is_user_defined = True
+            if cache.seen > 0:
+                return
+        elif generation_config.use_cache is False:
+            return
+        else:
+            cache = model_kwargs["past_key_values"] = TwinCache(None, None)
+
+        def half() -> Any:
+            made: dict[str, Any] = {}
+            self.base._prepare_cache_for_generation(generation_config, made, *args, **kwargs)
+            return made.get(self.streams.cache_name)
+
+        force_gate = model_kwargs.get("force_gate")
+        cache.base = half() if force_gate != 0 else None
+        cache.tuned = half() if force_gate != 1 else None
+
+
+def attended_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
+    """Which of the new tokens (B, T) are not padding, (B, T) bool."""
+    batch, length = tokens.shape[:2]
+    if attention_mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
+        raise InputError(
+            f"attention_mask must be (batch, past + new tokens) = ({batch}, ≥ {length}), got {tuple(attention_mask.shape)}"
+        )
+    return attention_mask[:, -length:].bool().to(tokens.device)
+
+
+def kept_positions(logits_to_keep: int | Tensor, length: int) -> slice | Tensor:
+    """Index of the positions whose logits are wanted: the last so many (0: all), or those of a tensor."""
+    if isinstance(logits_to_keep, Tensor):
+        return logits_to_keep
+    return slice(max(length - logits_to_keep, 0) if logits_to_keep else 0, length)
+
+
+def answer_loss(logits: Tensor, targets: Tensor, num_items: int | Tensor | None) -> Tensor:
+    """Cross-entropy of (N, V) logits on (N,) tokens in float32: their mean, or their sum over `num_items`."""
+    total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    if num_items is None:
+        num_items = max(targets.numel(), 1)
+    return total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)

@@ -1,0 +1,97 @@
+"""The pooled query q̄: which tokens a position's query holds, and their mean memory (paper: "Query-aware gate").
+
+A position's query is every attended token up to its *boundary*, an index into the whole sequence. Boundaries come from
+the labels in training (an answer's query is all that precedes the answer), from the prompt's length in generation, and
+are the position itself where neither is known, so that the mean stays causal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+def answer_boundaries(labels: Tensor, attended: Tensor) -> Tensor:
+    """Last query token of every position, from labels in which runs of values other than −100 are answers.
+
+    A position belongs to the answer that it predicts or that comes next (the last answer, if none comes). Where an
+    answer has nothing before it, the boundary is the position itself.
+
+    Args:
+        labels: (B, T) int64, not shifted.
+        attended: (B, T) bool, False on padding.
+
+    Returns:
+        (B, T) int64.
+    """
+    length = labels.shape[1]
+    position = torch.arange(length, device=labels.device).expand_as(labels)
+    supervised = labels != IGNORE
+    before = torch.nn.functional.pad(supervised, (1, 0))[:, :-1]
+    starts = supervised & ~before
+    run_start = torch.where(starts, position, -1).cummax(dim=1).values
+    next_start = torch.where(starts, position, length).flip(1).cummin(dim=1).values.flip(1)
+    # Position t predicts token t + 1, so an answer that starts at s is predicted from s − 1 on.
+    last = run_start[:, -1:]
+    shifted_run = torch.cat([run_start[:, 1:], last], dim=1)
+    shifted_next = torch.cat([next_start[:, 1:], torch.full_like(last, length)], dim=1)
+    predicts_answer = torch.nn.functional.pad(supervised, (0, 1))[:, 1:]
+    start = torch.where(predicts_answer, shifted_run, torch.where(shifted_next < length, shifted_next, last))
+    boundary = (start - 1).clamp(min=0)
+    has_query = (start > 0) & (attended.long().cumsum(dim=1).gather(1, boundary) > 0)
+    return torch.where(has_query, boundary, position)
+
+
+@dataclass
+class RunningQuery:
+    """Sums of both streams' memories over the attended tokens that a cache holds.
+
+    base, tuned: (B, d) float32; None for a stream that was not run.
+    count: (B, 1) float32, attended tokens.
+    """
+
+    base: Tensor | None
+    tuned: Tensor | None
+    count: Tensor
+
+    def select(self, rows: Tensor) -> RunningQuery:
+        """The sums of the given batch rows, in their order."""
+
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.index_select(0, rows.to(x.device))
+
+        return RunningQuery(pick(self.base), pick(self.tuned), self.count.index_select(0, rows.to(self.count.device)))
+
+
+def pool(
+    memory: Tensor, attended: Tensor, boundary: Tensor, past_sum: Tensor | None, past_count: Tensor | None
+) -> Tensor:
+    """Mean memory over the attended tokens up to each boundary.
+
+    Args:
+        memory: (B, T, d), memories of the new tokens.
+        attended: (B, T) bool, the new tokens that are not padding.
+        boundary: (B, K) int64, last query token of each position, counted from the first new token.
+        past_sum, past_count: (B, d) and (B, 1) float32, sums over the tokens before the new ones.
+
+    Returns:
+        (B, K, d) float32; 0 where a query is empty.
+    """
+    weights = attended.float()
+    if boundary.shape[1] == 1:
+        position = torch.arange(memory.shape[1], device=memory.device)
+        weights = weights * (position <= boundary)
+        total = torch.bmm(weights[:, None, :], memory.float())
+        count = weights.sum(dim=1)[:, None, None]
+    else:
+        running = (memory.float() * weights[..., None]).cumsum(dim=1)
+        total = running.gather(1, boundary[..., None].expand(-1, -1, memory.shape[-1]))
+        count = weights.cumsum(dim=1).gather(1, boundary)[..., None]
+    if past_sum is not None and past_count is not None:
+        total = total + past_sum[:, None, :]
+        count = count + past_count[:, None, :]
+    return total / count.clamp(min=1)

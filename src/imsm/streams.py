@@ -1,0 +1,164 @@
+"""The two streams: one set of base weights, read with the adapter off (frozen) and with it on (tuned).
+
+A stream's memory is whatever reaches the base model's output head. A pre-hook on the head reads it and puts another
+tensor in its place, so that everything the model does between head and logits (bias, scaling, softcapping) is done to
+the interwoven memory, without a branch on any architecture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from imsm.errors import InputError
+
+Replace = Callable[[Tensor], Tensor]
+
+
+def nothing(memory: Tensor) -> Tensor:
+    """No rows at all for the head: its logits are not wanted."""
+    return memory[:, :0]
+
+
+class HeadTap:
+    """Reads what reaches the output head, and replaces it."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.memory: Tensor | None = None
+        self._replace: Replace | None = None
+        self._handle = head.register_forward_pre_hook(self._on_head)
+
+    def remove(self) -> None:
+        """Take the hook off the head."""
+        self._handle.remove()
+
+    def _on_head(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._replace is None:
+            return None
+        self.memory = args[0]
+        return (self._replace(args[0]), *args[1:])
+
+    @contextmanager
+    def replacing(self, replace: Replace) -> Iterator[None]:
+        """Within: the head sees `replace(memory)`; afterwards `memory` holds what reached it."""
+        self.memory, self._replace = None, replace
+        try:
+            yield
+        finally:
+            self._replace = None
+
+
+def output_head(base: nn.Module) -> nn.Module:
+    """The module that turns memories into logits.
+
+    Raises:
+        InputError: the model has none, or is not a causal language model with a decoder alone.
+    """
+    config = getattr(base, "config", None)
+    if config is None or not hasattr(base, "get_output_embeddings"):
+        raise InputError(f"base must be a transformers causal language model, got {type(base).__name__}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{type(base).__name__} is an encoder-decoder model; a causal (decoder-only) model is needed")
+    head = base.get_output_embeddings()
+    if head is None:
+        raise InputError(
+            f"{type(base).__name__} has no output head (get_output_embeddings() is None); load the model with "
+            "AutoModelForCausalLM"
+        )
+    return head
+
+
+class Streams(nn.Module):
+    """Runs a base model with a peft adapter in it as either of the two streams.
+
+    Args:
+        peft_model: the base model with its adapter, unmerged.
+    """
+
+    def __init__(self, peft_model: PeftModel) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self.tap = HeadTap(output_head(self.base))
+        self._switches = [
+            module for module in peft_model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        ]
+        parameters = inspect.signature(self.base.forward).parameters
+        self._accepts_positions = "position_ids" in parameters
+        #: Pure state-space models name their cache otherwise.
+        self.cache_name = "past_key_values" if "past_key_values" in parameters else "cache_params"
+
+    @property
+    def base(self) -> Any:
+        """The base model; the adapter's layers, if any, sit inside it."""
+        return self.peft_model.get_base_model()
+
+    @property
+    def prefix_length(self) -> int:
+        """Entries that the adapter puts before the sequence in the tuned stream's cache (prefix tuning)."""
+        config = self.peft_model.active_peft_config
+        return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
+
+    @contextmanager
+    def _adapter_off(self) -> Iterator[None]:
+        """Adapter off, dropout off, no gradients. Unlike peft's `disable_adapter` it leaves `requires_grad` alone."""
+        training = [module for module in self.peft_model.modules() if module.training] if self.training else []
+        for switch in self._switches:
+            if getattr(switch, "merged", False):
+                raise InputError(
+                    "the adapter is merged into the base weights, so the frozen stream is gone; call "
+                    "peft_model.unmerge_adapter() first"
+                )
+            switch._disable_adapters = True
+        for module in training:
+            module.training = False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for switch in self._switches:
+                switch._disable_adapters = False
+            for module in training:
+                module.training = True
+
+    def frozen(self, inputs: dict[str, Any], cache: Cache | None, replace: Replace = nothing) -> Any:
+        """The base model's own output, with `replace(memory)` given to its head. Memory: `tap.memory`, (B, T, d)."""
+        with self._adapter_off(), self.tap.replacing(replace):
+            return self.base(**self._inputs(inputs, cache))
+
+    def tuned(self, inputs: dict[str, Any], cache: Cache | None, replace: Replace = nothing) -> Any:
+        """The output with the adapter on, with `replace(memory)` given to the head. Memory: `tap.memory`, (B, T, d)."""
+        with self.tap.replacing(replace):
+            if self.prefix_length and cache is not None and cache.get_seq_length() > 0:
+                return self.base(**self._after_prefix(self._inputs(inputs, cache)))
+            if self.prefix_length:
+                return self.peft_model(**self._inputs(inputs, None))
+            return self.peft_model(**self._inputs(inputs, cache))
+
+    def _inputs(self, inputs: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
+        inputs = dict(inputs)
+        if not self._accepts_positions:
+            inputs.pop("position_ids", None)
+        if cache is not None:
+            inputs[self.cache_name] = cache
+        return inputs
+
+    def _after_prefix(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What peft does to its inputs for a prefix, for the steps whose cache holds the prefix already."""
+        if (mask := inputs.get("attention_mask")) is not None:
+            inputs["attention_mask"] = torch.cat([mask.new_ones(mask.shape[0], self.prefix_length), mask], dim=1)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] + self.prefix_length
+        return inputs
+
+    def cache_of(self, output: Any) -> Cache | None:
+        """The cache that a stream's output carries."""
+        return getattr(output, self.cache_name, None)
