@@ -1,0 +1,77 @@
+"""What the verbs that run a checkpoint share: their arguments, and loading model and tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from imsm import building
+from imsm.checkpoint import read_config
+from imsm.errors import InputError
+from imsm.model import SiameseForCausalLM
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint and how to load it."""
+    parser.add_argument("checkpoint", help="folder or Hub name of a siamese checkpoint")
+    parser.add_argument("--base", help="folder or Hub name of the base model, if not the one that the checkpoint names")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default=None, help="for example cuda, cuda:1, mps or cpu (default: GPU if there is one)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base model's repository brings")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How answers are decoded."""
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
+    parser.add_argument("--seed", type=int, default=None, help="seed of sampling")
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """`generate` arguments from the command line's.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    if args.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens must be a positive integer, got {args.max_new_tokens}")
+    if args.temperature < 0:
+        raise InputError(f"--temperature must be 0 (greedy) or positive, got {args.temperature}")
+    if not 0 < args.top_p <= 1:
+        raise InputError(f"--top-p must be in (0, 1], got {args.top_p}")
+    if args.seed is not None:
+        from transformers import set_seed
+
+        set_seed(args.seed)
+    if args.temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+
+
+def load_checkpoint(args: argparse.Namespace) -> tuple[SiameseForCausalLM, PreTrainedTokenizerBase]:
+    """Model and tokenizer of the checkpoint that the arguments name.
+
+    Raises:
+        InputError: see `SiameseForCausalLM.from_pretrained`; or there is no tokenizer.
+    """
+    import torch
+
+    folder, config = read_config(args.checkpoint, {})
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = SiameseForCausalLM.from_pretrained(
+        folder, base=args.base, dtype=args.dtype, trust_remote_code=args.trust_remote_code
+    )
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} cannot be used: {building.first_line(error)}") from error
+    source = folder if (Path(folder) / "tokenizer_config.json").is_file() else args.base or config.base_model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no tokenizer in {folder} nor with its base: {building.first_line(error)}") from error
+    return model, tokenizer

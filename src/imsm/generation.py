@@ -1,0 +1,136 @@
+"""Text from prompts: one primitive for answers in batches, one for a stream of text, both over `generate`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
+
+from imsm.errors import InputError
+
+#: A plain text, or chat messages that the tokenizer's template turns into one.
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to a prompt.
+
+    index: the prompt's place in the list given.
+    text: the answer without the prompt and without special tokens.
+    token_ids: the answer's tokens, end-of-sequence token included if it was reached.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """A prompt's tokens: a text as it is, messages by the chat template with the assistant's turn opened.
+
+    Raises:
+        InputError: messages, and a tokenizer without a chat template; or an empty prompt.
+    """
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+    else:
+        if not tokenizer.chat_template:
+            raise InputError("this tokenizer has no chat template; give prompts as plain text")
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise InputError("a prompt must not be empty")
+    return ids
+
+
+def answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int = 128,
+    **generate_kwargs: Any,
+) -> Iterator[Answer]:
+    """Answers to `prompts` by any causal language model, in batches of similar length, yielded as each batch ends.
+
+    Args:
+        model: a siamese, peft or plain transformers model.
+        tokenizer: its tokenizer.
+        prompts: texts or chat messages.
+        batch_size: prompts decoded together.
+        max_new_tokens: longest answer.
+        generate_kwargs: for `model.generate`; greedy decoding unless they say otherwise.
+
+    Raises:
+        InputError: a prompt that cannot be tokenised.
+    """
+    tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = len(tokens[chosen[-1]])
+        ids = torch.full((len(chosen), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(chosen):
+            ids[row, width - len(tokens[i]) :] = torch.tensor(tokens[i])
+            mask[row, width - len(tokens[i]) :] = 1
+        settings = {"do_sample": False, "pad_token_id": pad, **generate_kwargs}
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                **settings,
+            )
+        repeats = out.shape[0] // len(chosen)
+        for row, sequence in enumerate(out[:, width:].tolist()):
+            new = trim(sequence, model.generation_config.eos_token_id)
+            yield Answer(chosen[row // repeats], tokenizer.decode(new, skip_special_tokens=True).strip(), new)
+
+
+def trim(ids: list[int], eos: int | list[int] | None) -> list[int]:
+    """Tokens up to and including the first end-of-sequence token; what follows is padding."""
+    ends = set(eos) if isinstance(eos, list) else {eos}
+    for place, token in enumerate(ids):
+        if token in ends:
+            return ids[: place + 1]
+    return ids
+
+
+def stream(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_new_tokens: int = 512, **generate_kwargs: Any
+) -> Iterator[str]:
+    """Pieces of one answer's text as they are decoded. Arguments and errors as for `answers`."""
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    settings = {"do_sample": False, "pad_token_id": pad, **generate_kwargs}
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with torch.inference_mode():
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=max_new_tokens,
+                    streamer=streamer,
+                    **settings,
+                )
+        except BaseException as error:
+            failure.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failure:
+        raise failure[0]

@@ -1,0 +1,173 @@
+"""A `Trainer` that knows the two parts of a siamese model and resumes exactly where it was killed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from imsm.errors import InputError
+from imsm.gates import Mix
+from imsm.model import SiameseForCausalLM
+from imsm.training.rank_schedule import RankSchedule
+
+#: Every trained tensor as it is in memory, beside the portable checkpoint (which peft may prune).
+TRAINED = "trained.safetensors"
+
+
+class GateMeter:
+    """Mean of the gate over the positions it was computed on since the last reading."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+        self._handle = gate.register_forward_hook(self._on_gate)
+
+    def _on_gate(self, module: nn.Module, args: tuple[Any, ...], mix: Mix) -> None:
+        self._sum = self._sum + mix.gate.detach().sum()
+        self._count += mix.gate.numel()
+
+    def read(self) -> float | None:
+        """The mean, or None if the gate was not computed; starts anew."""
+        mean = float(self._sum) / self._count if self._count else None
+        self._sum, self._count = 0.0, 0
+        return mean
+
+    def remove(self) -> None:
+        """Take the hook off the gate."""
+        self._handle.remove()
+
+
+class SiameseTrainer(Trainer):
+    """Trains adapter and gate of a siamese model, or the adapter of a plain peft model.
+
+    Against `Trainer`: the gate has a learning rate of its own; checkpoints hold adapter and gate, never the base, appear
+    in one rename and resume bit for bit; logs carry the mean gate and tokens per second.
+
+    Args:
+        gate_learning_rate: the gate's learning rate; the adapter's is `args.learning_rate`.
+    """
+
+    def __init__(self, *args: Any, gate_learning_rate: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate_learning_rate = gate_learning_rate
+        self.gate_meter: GateMeter | None = None
+        self.rank_schedule: RankSchedule | None = None
+        peft_model = self.model
+        if isinstance(self.model, SiameseForCausalLM):
+            self.gate_meter = GateMeter(self.model.gate)
+            peft_model = self.model.peft_model
+        if RankSchedule.applies_to(peft_model):
+            self.rank_schedule = RankSchedule(peft_model)
+            self.add_callback(self.rank_schedule)
+        self._stage: Path | None = None
+        #: Tokens read in training so far, padding not counted.
+        self.tokens_seen = 0
+
+    # -- optimisation ------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One group for the adapter, one for the gate."""
+        if self.optimizer is None:
+            opt_model = self.model if model is None else model
+            gate = {id(p) for p in opt_model.gate.parameters()} if self.gate_meter is not None else set()
+            learned = [p for p in opt_model.parameters() if p.requires_grad]
+            groups: list[dict[str, Any]] = [{"params": [p for p in learned if id(p) not in gate]}]
+            if gate:
+                groups.append({"params": [p for p in learned if id(p) in gate], "lr": self.gate_learning_rate})
+            for group in groups:
+                group["weight_decay"] = self.args.weight_decay
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+            self.optimizer = optimizer_class([group for group in groups if group["params"]], **settings)
+        return self.optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's loss; with AdaLoRA its orthogonality penalty, which peft adds in a forward that makes the loss."""
+        if model.training and "attention_mask" in inputs:
+            self.tokens_seen += int(inputs["attention_mask"].sum())
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.rank_schedule is None or not model.training or self.gate_meter is None:
+            return result
+        penalty = self.rank_schedule.penalty() / self.current_gradient_accumulation_steps
+        return (result[0] + penalty, result[1]) if isinstance(result, tuple) else result + penalty
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean gate since the last entry."""
+        if self.gate_meter is not None and (mean := self.gate_meter.read()) is not None:
+            logs["eval_gate" if "eval_loss" in logs else "gate"] = mean
+        super().log(logs, start_time)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def last_checkpoint(self) -> str | None:
+        """The newest complete checkpoint of this run, if there is one."""
+        folder = Path(self.args.output_dir)
+        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._stage) if self._stage is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes into a folder of its own and renames, so that a killed process leaves no half checkpoint."""
+        run = Path(self.args.output_dir)
+        stage = run / ".saving"
+        if self.args.should_save:
+            shutil.rmtree(stage, ignore_errors=True)
+        self._stage = stage
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._stage = None
+        if self.args.should_save:
+            for made in stage.iterdir():
+                shutil.rmtree(run / made.name, ignore_errors=True)
+                made.rename(run / made.name)
+            shutil.rmtree(stage, ignore_errors=True)
+            rotate_checkpoints(output_dir=str(run), save_total_limit=self.args.save_total_limit, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, folder)
+        save_file(self._trained(), folder / TRAINED, metadata={"format": "pt"})
+        if self.rank_schedule is not None:
+            self.rank_schedule.save(folder)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {
+            name: parameter.detach().contiguous().cpu()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = Path(resume_from_checkpoint) / TRAINED
+        if not path.is_file():
+            raise InputError(f"{resume_from_checkpoint} cannot be resumed: {TRAINED} is missing")
+        saved = load_file(path)
+        own = {name: p for name, p in (model or self.model).named_parameters() if p.requires_grad}
+        if {k: tuple(v.shape) for k, v in saved.items()} != {k: tuple(v.shape) for k, v in own.items()}:
+            raise InputError(
+                f"{resume_from_checkpoint} was trained with another adapter or gate than the settings say; resume with the "
+                "settings saved beside it"
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
+        if self.rank_schedule is not None:
+            self.rank_schedule.load(Path(resume_from_checkpoint))
+
+
+def save_model(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """The portable checkpoint of a siamese model, or peft's own of a plain adapter."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(folder))
