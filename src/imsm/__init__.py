@@ -8,17 +8,28 @@ from imsm.cache import TwinCache
 from imsm.config import SiameseConfig
 from imsm.errors import InputError
 from imsm.gates import GATES
+from imsm.generation import Answer, answers, stream
 from imsm.model import SiameseForCausalLM, SiameseOutput
+from imsm.settings import DataConfig, TrainConfig
+from imsm.training import SiameseTrainer, TrainResult, train
 
 __version__ = version("imsm")
 
 __all__ = [
+    "Answer",
+    "DataConfig",
     "GATES",
     "InputError",
     "SiameseConfig",
     "SiameseForCausalLM",
     "SiameseOutput",
+    "SiameseTrainer",
+    "TrainConfig",
+    "TrainResult",
     "TwinCache",
+    "answers",
+    "stream",
+    "train",
 ]
 
 AutoConfig.register("imsm", SiameseConfig, exist_ok=True)

@@ -127,6 +127,16 @@ def refuse_settings(config: PeftConfig, loaded: bool) -> None:
         )
 
 
+def enable_checkpointing(base: Any, settings: dict[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
+    """Recompute activations of `base` in the backward pass (non-reentrant, unless `settings` say otherwise)."""
+    settings = {"use_reentrant": False, **(settings or {})}
+    if settings["use_reentrant"]:
+        base.enable_input_require_grads()
+    # transformers 5.21 renamed it.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable(settings, *args, **kwargs)
+
+
 def base_shape(base: PreTrainedModel) -> dict[str, Any]:
     """What tells one base model from another, by the names of `SiameseConfig`."""
     text_config = base.config.get_text_config(decoder=True)

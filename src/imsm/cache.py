@@ -163,9 +163,8 @@ class TwinCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         for half in self.halves:
             half.batch_repeat_interleave(repeats)
-        if self.running is not None:
-            rows = torch.arange(self.running.count.shape[0], device=self.running.count.device)
-            self._select(rows.repeat_interleave(repeats))
+        if self._last is not None:
+            self._select(torch.arange(self._last[2].shape[0]).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         for half in self.halves:

@@ -55,12 +55,12 @@ class TokenGate(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def weight(self, *features: Tensor) -> Tensor:
-        """The gate's value, (..., d) float32, from the concatenated features."""
-        x = torch.cat([feature.float() for feature in features], dim=-1)
+        """The gate's value, (..., d) float32, from the concatenated features; a query may stand for all positions."""
+        x = torch.cat(torch.broadcast_tensors(*(feature.float() for feature in features)), dim=-1)
         return torch.sigmoid(low_rank(x, self.down, self.up, self.dropout))
 
     def forward(self, base: Tensor, tuned: Tensor, base_query: Tensor | None, tuned_query: Tensor | None) -> Mix:
-        """Memories h, h' and pooled queries q̄, q̄', each (..., d), to the interwoven memory."""
+        """Memories h, h' (..., d) and pooled queries q̄, q̄', which broadcast to them, to the interwoven memory."""
         gate = self.weight(base, tuned)
         return Mix(interweave(base, tuned, gate), gate)
 

@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from imsm import checkpoint
-from imsm.building import attach_adapter, base_shape, load_base
+from imsm.building import attach_adapter, base_shape, enable_checkpointing, load_base
 from imsm.cache import TwinCache
 from imsm.config import SiameseConfig
 from imsm.errors import InputError
@@ -171,19 +171,24 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.base.get_output_embeddings()
 
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(  # type: ignore[override]
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+    ) -> None:
         """Trades compute for memory in the tuned stream; the frozen stream keeps no activations anyway."""
         if self.streams.prefix_length:
             raise InputError(
                 "gradient checkpointing drops the cache that prefix tuning lives in; switch one of them off"
             )
-        settings = kwargs.pop("activation_checkpointing_kwargs", None) or (args[0] if args else None) or {}
-        if settings.get("use_reentrant"):
-            self.base.enable_input_require_grads()
-        self.base.activation_checkpointing_enable({"use_reentrant": False, **settings}, *args[1:], **kwargs)
+        settings = kwargs.pop("gradient_checkpointing_kwargs", activation_checkpointing_kwargs)
+        enable_checkpointing(self.base, settings, *args, **kwargs)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
 
     def activation_checkpointing_disable(self) -> None:
-        self.base.activation_checkpointing_disable()
+        base = self.base
+        (getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable)()
+
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -233,7 +238,8 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         if tokens is None:
             raise InputError("forward needs input_ids or inputs_embeds")
         if use_cache is None:
-            use_cache = past_key_values is not None or (labels is None and not self.training)
+            use_cache = labels is None and not self.training
+        use_cache = use_cache or past_key_values is not None
         cache = self._twin_cache(past_key_values) if use_cache else None
         run_base, run_tuned = (output_memories or force_gate != 0), (output_memories or force_gate != 1)
         if cache is not None:
@@ -267,9 +273,12 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             if cache is not None:
                 cache.record(base, tuned, attended)
             where = supervised if answers_only else (slice(None), kept)
-            memories = tuple(None if memory is None else memory[where] for memory in (base, tuned))
+            memories = (None if base is None else base[where], None if tuned is None else tuned[where])
             if answers_only:
-                query = tuple(None if q is None else q.expand(-1, length, -1)[where] for q in query)  # type: ignore[assignment]
+                query = (
+                    None if query[0] is None else query[0].expand(-1, length, -1)[where],
+                    None if query[1] is None else query[1].expand(-1, length, -1)[where],
+                )
             mix = self._mix(memories, query, force_gate)
             extras.update(gate=mix.gate, base_memory=memories[0], tuned_memory=memories[1])
             return mix.memory[None] if answers_only else mix.memory
@@ -286,7 +295,8 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             output = self.streams.tuned(inputs, tuned_cache, lambda memory: weave(base_memory, memory))
             tuned_cache = self.streams.cache_of(output)
         if cache is not None:
-            cache.base, cache.tuned = base_cache, tuned_cache
+            # A stream that was left out lacks these tokens for good.
+            cache.base, cache.tuned = base_cache if run_base else None, tuned_cache if run_tuned else None
         self.streams.tap.memory = None
 
         logits, loss = output.logits, None
@@ -345,7 +355,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         if last is not None:
             boundary = torch.full((batch, 1), last, device=attended.device)
         elif labels is not None:
-            boundary = answer_boundaries(labels.to(attended.device), attended)
+            boundary = answer_boundaries(labels.to(attended.device), attended, None if past is None else past.count)
             if bool((boundary == boundary[:, :1]).all()):
                 boundary = boundary[:, :1]
         else:
@@ -369,7 +379,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
 
     # -- generation --------------------------------------------------------------------------------------------------
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """One cache for each stream, of the kind the base model would use; the prompt's length fixes the query."""

@@ -15,7 +15,7 @@ from torch import Tensor
 IGNORE = -100
 
 
-def answer_boundaries(labels: Tensor, attended: Tensor) -> Tensor:
+def answer_boundaries(labels: Tensor, attended: Tensor, past_count: Tensor | None = None) -> Tensor:
     """Last query token of every position, from labels in which runs of values other than −100 are answers.
 
     A position belongs to the answer that it predicts or that comes next (the last answer, if none comes). Where an
@@ -24,9 +24,10 @@ def answer_boundaries(labels: Tensor, attended: Tensor) -> Tensor:
     Args:
         labels: (B, T) int64, not shifted.
         attended: (B, T) bool, False on padding.
+        past_count: (B, 1), attended tokens before the first one here, if a cache holds some.
 
     Returns:
-        (B, T) int64.
+        (B, T) int64; −1 for a query that lies wholly in the cache.
     """
     length = labels.shape[1]
     position = torch.arange(length, device=labels.device).expand_as(labels)
@@ -41,9 +42,11 @@ def answer_boundaries(labels: Tensor, attended: Tensor) -> Tensor:
     shifted_next = torch.cat([next_start[:, 1:], torch.full_like(last, length)], dim=1)
     predicts_answer = torch.nn.functional.pad(supervised, (0, 1))[:, 1:]
     start = torch.where(predicts_answer, shifted_run, torch.where(shifted_next < length, shifted_next, last))
-    boundary = (start - 1).clamp(min=0)
-    has_query = (start > 0) & (attended.long().cumsum(dim=1).gather(1, boundary) > 0)
-    return torch.where(has_query, boundary, position)
+    boundary = start - 1
+    held = attended.long().cumsum(dim=1).gather(1, boundary.clamp(min=0)) * (boundary >= 0)
+    if past_count is not None:
+        held = held + past_count
+    return torch.where((start >= 0) & (held > 0), boundary, position)
 
 
 @dataclass
@@ -75,7 +78,7 @@ def pool(
     Args:
         memory: (B, T, d), memories of the new tokens.
         attended: (B, T) bool, the new tokens that are not padding.
-        boundary: (B, K) int64, last query token of each position, counted from the first new token.
+        boundary: (B, K) int64, last query token of each position, counted from the first new token; −1: none of them.
         past_sum, past_count: (B, d) and (B, 1) float32, sums over the tokens before the new ones.
 
     Returns:
@@ -88,9 +91,10 @@ def pool(
         total = torch.bmm(weights[:, None, :], memory.float())
         count = weights.sum(dim=1)[:, None, None]
     else:
+        index, inside = boundary.clamp(min=0)[..., None], (boundary >= 0)[..., None]
         running = (memory.float() * weights[..., None]).cumsum(dim=1)
-        total = running.gather(1, boundary[..., None].expand(-1, -1, memory.shape[-1]))
-        count = weights.cumsum(dim=1).gather(1, boundary)[..., None]
+        total = running.gather(1, index.expand(-1, -1, memory.shape[-1])) * inside
+        count = weights.cumsum(dim=1)[..., None].gather(1, index) * inside
     if past_sum is not None and past_count is not None:
         total = total + past_sum[:, None, :]
         count = count + past_count[:, None, :]

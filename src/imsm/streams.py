@@ -110,13 +110,14 @@ class Streams(nn.Module):
     @contextmanager
     def _adapter_off(self) -> Iterator[None]:
         """Adapter off, dropout off, no gradients. Unlike peft's `disable_adapter` it leaves `requires_grad` alone."""
+        if any(getattr(switch, "merged", False) for switch in self._switches):
+            raise InputError(
+                "the adapter is merged into the base weights, so the frozen stream is gone; call "
+                "peft_model.unmerge_adapter() first"
+            )
         training = [module for module in self.peft_model.modules() if module.training] if self.training else []
+        off = [bool(switch._disable_adapters) for switch in self._switches]
         for switch in self._switches:
-            if getattr(switch, "merged", False):
-                raise InputError(
-                    "the adapter is merged into the base weights, so the frozen stream is gone; call "
-                    "peft_model.unmerge_adapter() first"
-                )
             switch._disable_adapters = True
         for module in training:
             module.training = False
@@ -124,8 +125,8 @@ class Streams(nn.Module):
             with torch.no_grad():
                 yield
         finally:
-            for switch in self._switches:
-                switch._disable_adapters = False
+            for switch, was_off in zip(self._switches, off, strict=True):
+                switch._disable_adapters = was_off
             for module in training:
                 module.training = True
 

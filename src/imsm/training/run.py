@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -61,6 +62,9 @@ def train(config: TrainConfig) -> TrainResult:
     tokenizer = load_tokenizer(config)
     train_set = load_examples(config.data, tokenizer, split="train")
     eval_set = load_examples(config.data, tokenizer, split="eval") if config.data.eval else None
+    for found in (train_set, eval_set):
+        if found is not None and found.problems:
+            print(found.report(), file=sys.stderr)
     total_steps = steps(config, len(train_set.examples))
     set_seed(config.seed)
     adapter = adapter_config(config.adapter, total_steps)
@@ -173,11 +177,15 @@ def build_model(config: TrainConfig, adapter: PeftConfig) -> SiameseForCausalLM 
     )
     if config.method == "peft":
         peft_model, _ = building.attach_adapter(base, adapter)
+        if config.gradient_checkpointing:
+            building.enable_checkpointing(base)
         return peft_model
     model = SiameseForCausalLM.from_base(
         base, adapter, gate=config.gate, gate_rank=config.gate_rank, gate_dropout=config.gate_dropout
     )
     model.config.base_revision = config.revision or model.config.base_revision
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     return model
 
 
@@ -204,7 +212,6 @@ def make_trainer(
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
         eval_strategy=evaluate,
         eval_steps=config.eval_steps,
         save_strategy="epoch" if config.save_steps is None else "steps",

@@ -1,0 +1,183 @@
+"""Settings to and from YAML, with overrides from the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from imsm.errors import InputError
+from imsm.settings.schema import DataConfig, TrainConfig, nearest, type_in_words, wrong_value
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+REQUIRED = ("model", "output_dir", "data.train")
+#: Tag, pattern and first characters of the numbers that YAML 1.1 takes for texts.
+EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The settings as YAML; `read_yaml` gives back an equal `TrainConfig`."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes texts like '1e3', which `_loader` would read as numbers."""
+
+    Dumper.add_implicit_resolver(*EXPONENT)
+    return yaml.dump(asdict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | Path) -> TrainConfig:
+    """The settings in a YAML file.
+
+    Raises:
+        InputError: see `load`.
+    """
+    return load(path)
+
+
+def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> TrainConfig:
+    """The settings in a YAML file, if one is given, and over them `overrides`: dotted keys and their values as text.
+
+    `adapter.KEY` overrides add to the adapter's settings; an `adapter.peft_type` that names another method drops the
+    settings of the one before.
+
+    Raises:
+        InputError: the file cannot be read, a key is unknown or missing, a value has the wrong type or is out of range.
+    """
+    values = _flatten(_read_mapping(Path(path))) if path is not None else {}
+    texts = dict(overrides or {})
+    known = setting_types()
+    for key in texts:
+        if key not in known and not re.fullmatch(r"adapter\..+", key):
+            raise InputError(f"unknown setting {key!r}{nearest(key, known)}")
+    adapter = _adapter(values.get("adapter"), texts)
+    if adapter is not None:
+        values["adapter"] = adapter
+    texts = {key: text for key, text in texts.items() if not key.startswith("adapter")}
+    for key in REQUIRED:
+        if key not in values and key not in texts:
+            raise InputError(
+                f"the setting {key} is missing: put it into the settings file, or give it as --{key} VALUE"
+            )
+    values |= _typed(texts)
+    data = {key.removeprefix("data."): value for key, value in values.items() if key.startswith("data.")}
+    run = {key: value for key, value in values.items() if not key.startswith("data.")}
+    return TrainConfig(data=DataConfig(**data), **run)
+
+
+def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Overrides by dotted key, from text to the setting's type."""
+    from jsonargparse import ArgumentError
+
+    types = setting_types()
+    # Texts are taken as they are (jsonargparse would read '1e3' as a number even there), all else is parsed.
+    values: dict[str, Any] = {key: text for key, text in texts.items() if types[key] is str}
+    values |= {key: None if text == "null" else text for key, text in texts.items() if types[key] == str | None}
+    arguments = [f"--{key}={text}" for key, text in texts.items() if key not in values]
+    parser = argument_parser()
+    parser.set_defaults(dict.fromkeys(REQUIRED, "given elsewhere"))
+    try:
+        parsed = parser.parse_args(arguments)
+    except ArgumentError as error:
+        found = re.search(r'Parser key "([\w.]+)"', str(error))
+        if found is None or found[1] not in texts:
+            raise InputError(" ".join(str(error).split())) from error
+        raise wrong_value(found[1], type_in_words(types[found[1]]), texts[found[1]]) from error
+    return values | {key: parsed[key] for key in texts if key not in values}
+
+
+def argument_parser() -> ArgumentParser:
+    """jsonargparse's parser of all settings; also the source of `imsm train --help`."""
+    import argparse
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="imsm train", exit_on_error=False)
+    parser.add_class_arguments(TrainConfig)
+    for action in parser._actions:
+        if action.dest == "data":  # the group as one value; its settings are listed one by one
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+def setting_types() -> dict[str, Any]:
+    """Every setting's dotted key and its type."""
+    types = get_type_hints(TrainConfig)
+    del types["data"]
+    return types | {f"data.{key}": hint for key, hint in get_type_hints(DataConfig).items()}
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
+    except FileNotFoundError as error:
+        raise InputError(f"there is no settings file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the settings file {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} must hold settings as 'key: value', got "
+            f"{'nothing' if content is None else 'a ' + type(content).__name__}"
+        )
+    return content
+
+
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """PyYAML's, but `1e-3` is a number, as in YAML 1.2."""
+
+    Loader.add_implicit_resolver(*EXPONENT)
+    return Loader
+
+
+def _flatten(content: dict[Any, Any]) -> dict[str, Any]:
+    """Dotted keys from the file's nested mapping; unknown ones raise."""
+    data = content.get("data", {})
+    if not isinstance(data, dict):
+        raise wrong_value("data", "a group of settings ('train: …' and so on)", data)
+    flat = {str(key): value for key, value in content.items() if key != "data"}
+    flat |= {f"data.{key}": value for key, value in data.items()}
+    known = setting_types()
+    for key in flat:
+        if key.startswith("data.") and key in content:
+            raise InputError(f"{key!r} must be written as {key.removeprefix('data.')!r} below 'data:'")
+        if key not in known:
+            raise InputError(f"unknown setting {key!r}{nearest(key, known)}")
+    return flat
+
+
+def _adapter(base: Any, texts: dict[str, str]) -> dict[str, Any] | None:
+    """The adapter's settings: the file's or the default ones, with the overrides; None without either."""
+    import yaml
+
+    given: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key.split(".")[0] == "adapter":
+            try:
+                given[key.removeprefix("adapter").removeprefix(".")] = yaml.load(text, Loader=_loader())
+            except yaml.YAMLError as error:
+                raise InputError(f"{key} must be a YAML value, got {text!r}; quote it") from error
+    adapter = given.pop("", base)
+    if adapter is not None and not isinstance(adapter, dict):
+        raise wrong_value("adapter", type_in_words(dict[str, Any]), adapter)
+    if not given:
+        return adapter
+    if adapter is None:
+        default = next(f for f in fields(TrainConfig) if f.name == "adapter").default_factory
+        assert default is not MISSING
+        adapter = default()
+    if given.get("peft_type", adapter.get("peft_type", "LORA")) != adapter.get("peft_type", "LORA"):
+        adapter = {}
+    return {**adapter, **given}

@@ -1,0 +1,222 @@
+"""The settings of a training run: YAML keys and command-line flags derive from these dataclasses alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from imsm.errors import InputError
+
+
+@dataclass
+class DataConfig:
+    """What a run reads.
+
+    Attributes:
+        train: A .jsonl, .json or .parquet file, or a Hub data set as NAME or NAME:CONFIGURATION.
+        eval: Held-out data for evaluation during training, given like train.
+        split: Split of train, if that is a Hub data set.
+        eval_split: Split of eval, if that is a Hub data set.
+        max_length: Longest prompt and answer together, in tokens; a longer record is a problem, never cut.
+        bad_records: What records that cannot be used do: stop the run (error), or be reported and left out (skip).
+        add_eos: End answers with the tokenizer's end-of-sequence token, where the chat template brings no end.
+
+    Raises:
+        InputError: a value of the wrong type or out of range.
+    """
+
+    train: str
+    eval: str | None = None
+    split: str = "train"
+    eval_split: str = "test"
+    max_length: int = 1024
+    bad_records: Literal["error", "skip"] = "error"
+    add_eos: bool = True
+
+    def __post_init__(self) -> None:
+        _check_types(self, "data.")
+        for name in ("train", "eval", "split", "eval_split"):
+            _require(getattr(self, name) != "", f"data.{name}", "a text that is not empty", "")
+        _require(self.max_length > 1, "data.max_length", "an integer above 1", self.max_length)
+
+
+@dataclass
+class TrainConfig:
+    """Settings of a training run.
+
+    Attributes:
+        model: The base model: a folder or Hub name.
+        output_dir: Folder for the checkpoint, logs and the settings.
+        data: What the run reads.
+        revision: Branch, tag or commit of the base model on the Hub.
+        trust_remote_code: Run code that the base model's repository brings.
+        dtype: Number format that the base model is loaded in; auto is that of its files.
+        method: imsm trains a siamese model; peft trains the adapter alone, as the baseline.
+        adapter: peft's settings by peft's own names, and peft_type; as a whole in YAML, or key by key as --adapter.KEY.
+        gate: How the two memories are mixed: query_aware, token, average, residual, projected or query_blended.
+        gate_rank: Rank of the gate's low-rank map.
+        gate_dropout: Dropout after each of the gate's linear maps.
+        epochs: Passes over the training data.
+        max_steps: Optimizer steps; overrides epochs unless -1.
+        batch_size: Records a device and forward pass.
+        eval_batch_size: The same in evaluation.
+        gradient_accumulation: Forward passes an optimizer step.
+        learning_rate: Highest learning rate of the adapter.
+        gate_learning_rate: Highest learning rate of the gate.
+        optimizer: adamw, or adafactor, which needs less memory.
+        weight_decay: Decoupled weight decay.
+        schedule: Course of the learning rates after the warm-up.
+        warmup: Warm-up, as a share of all steps if below 1, else as a number of steps.
+        max_grad_norm: Norm to which gradients are clipped; 0 switches clipping off.
+        bf16: Compute in bfloat16 autocast.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        eval_steps: Steps between evaluations; null is at the end of each epoch. Needs data.eval.
+        save_steps: Steps between checkpoints; null is at the end of each epoch.
+        save_total_limit: Checkpoints kept; null keeps all.
+        logging_steps: Steps between log entries.
+        tensorboard: Write TensorBoard logs.
+        seed: Seed of initialisation, dropout and the order of records.
+        resume: Continue the run in output_dir from its newest checkpoint.
+        progress: Show the progress.
+
+    Raises:
+        InputError: a value of the wrong type or out of range.
+    """
+
+    model: str
+    output_dir: str
+    data: DataConfig
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    method: Literal["imsm", "peft"] = "imsm"
+    adapter: dict[str, Any] = field(
+        default_factory=lambda: {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+    )
+    gate: str = "query_aware"
+    gate_rank: int = 8
+    gate_dropout: float = 0.1
+    epochs: float = 3.0
+    max_steps: int = -1
+    batch_size: int = 8
+    eval_batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 3e-4
+    gate_learning_rate: float = 1e-3
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    save_total_limit: int | None = 2
+    logging_steps: int = 1
+    tensorboard: bool = True
+    seed: int = 0
+    resume: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("model", "output_dir"):
+            _require(getattr(self, name) != "", name, "a text that is not empty", "")
+        for name in ("gate_rank", "batch_size", "eval_batch_size", "gradient_accumulation", "logging_steps"):
+            _require(getattr(self, name) > 0, name, "a positive integer", getattr(self, name))
+        for name in ("eval_steps", "save_steps", "save_total_limit"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "a positive integer or null", value)
+        for name in ("epochs", "learning_rate", "gate_learning_rate"):
+            _require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
+        for name in ("weight_decay", "max_grad_norm"):
+            _require(getattr(self, name) >= 0, name, "a number that is not negative", getattr(self, name))
+        _require(0 <= self.gate_dropout < 1, "gate_dropout", "a number from 0 to below 1", self.gate_dropout)
+        _require(self.max_steps == -1 or self.max_steps > 0, "max_steps", "a positive integer, or -1", self.max_steps)
+        _require(0 <= self.seed < 2**32, "seed", "an integer from 0 to below 2**32", self.seed)
+        whole_or_share = 0 <= self.warmup < 1 or (self.warmup >= 1 and self.warmup == int(self.warmup))
+        _require(whole_or_share, "warmup", "a share from 0 to below 1, or a whole number of steps", self.warmup)
+        if self.eval_steps is not None and self.data.eval is None:
+            raise InputError("eval_steps is set, but there is nothing to evaluate on: give data.eval, or leave it out")
+        self.adapter = _plain({"peft_type": "LORA", **self.adapter}, "adapter")
+        from imsm.gates import GATES
+
+        if self.gate not in GATES:
+            raise InputError(f"gate must be one of {', '.join(GATES)}; got {self.gate!r}{nearest(self.gate, GATES)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean '…'?` with the known name nearest to `name`, or nothing if none is near."""
+    names = list(known)
+    full = {key.rsplit(".", 1)[-1].casefold(): key for key in names} | {key.casefold(): key for key in names}
+    leaf = name.rsplit(".", 1)[-1].casefold()
+    found = (
+        [key for key in full if key.startswith(f"{name}.")]
+        or get_close_matches(name.casefold(), full, n=1)
+        or get_close_matches(leaf, full, n=1, cutoff=0.75)
+    )
+    return f"; did you mean {full[found[0]]!r}?" if found else ""
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Every field has its annotated type; whole numbers and paths are brought to the float or text asked for."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        allowed = get_args(hint) if type(None) in get_args(hint) else (hint,)
+        if float in allowed and type(value) is int:
+            value = float(value)
+        if str in allowed and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        setattr(config, name, value)
+        if get_origin(hint) is Literal:
+            fits = isinstance(value, str) and value in get_args(hint)
+        else:
+            fits = type(value) in [get_origin(kind) or kind for kind in allowed]
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
+            raise wrong_value(prefix + name, type_in_words(hint), value)
+
+
+def type_in_words(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if type(None) in get_args(hint):
+        return type_in_words(get_args(hint)[0]) + " or null"
+    if get_origin(hint) is dict:
+        return "peft's settings as a mapping"
+    return {str: "a text", int: "an integer", float: "a number", bool: "true or false"}.get(hint, f"a {hint.__name__}")
+
+
+def _require(fits: bool, name: str, expected: str, value: Any) -> None:
+    if not fits:
+        raise wrong_value(name, expected, value)
+
+
+def wrong_value(name: str, expected: str, value: Any) -> InputError:
+    """The error for a setting of the wrong type or out of range."""
+    return InputError(f"{name} must be {expected}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _plain(value: Any, name: str) -> Any:
+    """`value` as YAML has it: lists for tuples and sets, and nothing but texts, numbers, lists and mappings."""
+    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item, name) for item in value)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+    raise wrong_value(name, "texts, numbers, lists or mappings with texts as keys", value)

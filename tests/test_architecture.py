@@ -1,0 +1,71 @@
+"""The shape of the package: what it exports, and that imports go downward only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import imsm
+
+SOURCE = Path(imsm.__file__).parent
+#: Low to high. A module imports from lower rows, and from its own row only within its folder.
+LAYERS = (
+    {"errors"},
+    {"config", "gates", "query"},
+    {"cache", "settings", "streams"},
+    {"building"},
+    {"card"},
+    {"checkpoint"},
+    {"model"},
+    {"data", "generation"},
+    {"training"},
+    {"cli"},
+)
+
+
+def layer_of(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if module in names)
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names under `imsm` that a file imports at run time."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "imsm":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_go_downward() -> None:
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        module = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if module.startswith("__"):
+            continue
+        for name in imports(path):
+            if name != module and layer_of(name) >= layer_of(module):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
+    assert not wrong
+
+
+def test_every_module_has_a_layer() -> None:
+    modules = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")}
+    assert {name for name in modules if not name.startswith("__")} == set().union(*LAYERS)
+
+
+def test_no_module_is_too_long() -> None:
+    long = {path.name: n for path in SOURCE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 500}
+    assert not long
+
+
+def test_exports() -> None:
+    assert imsm.__all__ == sorted(imsm.__all__)
+    assert len(imsm.__all__) <= 15
+    for name in imsm.__all__:
+        assert getattr(imsm, name) is not None
+    for name in ("GATES", "SiameseConfig", "SiameseForCausalLM", "SiameseOutput", "TrainConfig", "train"):
+        assert name in imsm.__all__
