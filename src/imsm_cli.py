@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: it failed while running. 2: something given cannot work. 130: interrupted. 141: the reader of the
     output went away. Errors are one line on standard error; `--traceback` or IMSM_TRACEBACK=1 shows where they arose.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal's encoding may lack a character of an answer
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = os.environ.get("IMSM_TRACEBACK", "") not in ("", "0")
     if "--traceback" in arguments:

@@ -154,11 +154,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean '…'?` with the known name nearest to `name`, or nothing if none is near."""
     names = list(known)
     full = {key.rsplit(".", 1)[-1].casefold(): key for key in names} | {key.casefold(): key for key in names}
-    leaf = name.rsplit(".", 1)[-1].casefold()
+    name = name.casefold()
     found = (
-        [key for key in full if key.startswith(f"{name}.")]
-        or get_close_matches(name.casefold(), full, n=1)
-        or get_close_matches(leaf, full, n=1, cutoff=0.75)
+        [key for key in full if key == name]
+        or [key for key in full if len(name) > 2 and key.startswith(name)]
+        or get_close_matches(name, full, n=1)
+        or get_close_matches(name.rsplit(".", 1)[-1], full, n=1, cutoff=0.75)
     )
     return f"; did you mean {full[found[0]]!r}?" if found else ""
 

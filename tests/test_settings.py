@@ -1,0 +1,226 @@
+"""Settings: validation, YAML and overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imsm.errors import InputError
+from imsm.settings import DataConfig, TrainConfig, argument_parser, load, read_yaml, setting_types, to_yaml
+
+MINIMAL = "model: m\noutput_dir: o\ndata: {train: t.jsonl}\n"
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"model": "m", "output_dir": "o", "data": DataConfig("t.jsonl"), **changes})
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_yaml_gives_the_documented_defaults(tmp_path: Path) -> None:
+    assert load(written(tmp_path, MINIMAL)) == config()
+
+
+ODD = [
+    "null",
+    "true",
+    "12",
+    "1e3",
+    ".5e3",
+    "a: b",
+    "[x]",
+    "x\ny",
+    "~",
+    "yes",
+    "'q'",
+    " lead",
+    "#x",
+    "é«",
+    "1:30",
+    "a.yaml",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_saved_settings_load_to_equal_ones(text: str, tmp_path: Path) -> None:
+    before = config(
+        model=text,
+        revision=text,
+        data=DataConfig(text, eval=text, bad_records="skip"),
+        adapter={"peft_type": "IA3", "target_modules": [text], "x": text, "y": {"z": 1e-5}, "n": None},
+        learning_rate=1e-5,
+        save_steps=7,
+        resume=True,
+    )
+    assert read_yaml(written(tmp_path, to_yaml(before))) == before
+
+
+def test_sets_and_tuples_are_saved_as_lists(tmp_path: Path) -> None:
+    before = config(adapter={"target_modules": {"v", "q"}, "betas": (0.5, 1)})
+    assert before.adapter == {"peft_type": "LORA", "target_modules": ["q", "v"], "betas": [0.5, 1]}
+    assert read_yaml(written(tmp_path, to_yaml(before))) == before
+
+
+def test_paths_and_whole_numbers_are_taken() -> None:
+    given = config(output_dir=Path("a/b"), data=DataConfig(Path("t.jsonl")), epochs=2)
+    assert (given.output_dir, given.data.train, given.epochs) == ("a/b", "t.jsonl", 2.0)
+    assert isinstance(given.epochs, float)
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL + "learning_rate: 1e-4\nadapter: {lora_dropout: 1e-1}\n")
+    assert load(path).learning_rate == 1e-4
+    assert load(path).adapter == {"peft_type": "LORA", "lora_dropout": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("learning_rate", "2e-3", 2e-3),
+        ("max_steps", "-1", -1),
+        ("bf16", "true", True),
+        ("save_steps", "null", None),
+        ("save_steps", "5", 5),
+        ("optimizer", "adafactor", "adafactor"),
+        ("model", "1e3", "1e3"),
+        ("revision", "1e3", "1e3"),
+        ("revision", "null", None),
+        ("output_dir", "a b 'c'", "a b 'c'"),
+    ],
+)
+def test_overrides_win_and_have_their_type(key: str, text: str, value: object, tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL + "learning_rate: 0.5\nbf16: false\nsave_steps: 3\nrevision: r\n")
+    loaded = getattr(load(path, {key: text}), key)
+    assert loaded == value
+    assert type(loaded) is type(value)
+
+
+def test_overrides_alone_are_enough() -> None:
+    texts = {"model": "m", "output_dir": "o", "data.train": "t.jsonl", "data.max_length": "9"}
+    assert load(None, texts) == config(data=DataConfig("t.jsonl", max_length=9))
+
+
+def test_adapter_overrides_add_to_the_adapter(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL)
+    default = config().adapter
+    assert load(path, {"adapter.r": "4"}).adapter == {**default, "r": 4}
+    assert load(path, {"adapter.target_modules": "[q, v]"}).adapter == {**default, "target_modules": ["q", "v"]}
+    assert load(path, {"adapter": "{peft_type: IA3}"}).adapter == {"peft_type": "IA3"}
+    path = written(tmp_path, MINIMAL + "adapter: {r: 2}\n")
+    assert load(path, {"adapter.lora_alpha": "4"}).adapter == {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+
+
+def test_another_adapter_method_drops_the_settings_of_the_one_before(tmp_path: Path) -> None:
+    texts = {"adapter.peft_type": "VERA", "adapter.r": "64"}
+    assert load(written(tmp_path, MINIMAL), texts).adapter == {"peft_type": "VERA", "r": 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "learning_rat: 1", "unknown setting 'learning_rat'; did you mean 'learning_rate'?"),
+        (MINIMAL + "max_length: 1", "unknown setting 'max_length'; did you mean 'data.max_length'?"),
+        (MINIMAL + "qqqqqq: 1", "unknown setting 'qqqqqq'"),
+        (MINIMAL + "3: 1", "unknown setting '3'"),
+        ("data: {tarin: x}", "unknown setting 'data.tarin'; did you mean 'data.train'?"),
+        ("data.train: x", "'data.train' must be written as 'train' below 'data:'"),
+        ("data: x", "data must be a group of settings ('train: …' and so on), got 'x'"),
+        ("model: m\ndata: {train: x}", "the setting output_dir is missing: "),
+        ("model: m\noutput_dir: o", "the setting data.train is missing: "),
+        (MINIMAL + "batch_size: '8'", "batch_size must be an integer, got '8'"),
+        (MINIMAL + "batch_size: null", "batch_size must be an integer, got null"),
+        (MINIMAL + "learning_rate: fast", "learning_rate must be a number, got 'fast'"),
+        (MINIMAL + "adapter: [1]", "adapter must be peft's settings as a mapping, got [1]"),
+        ("model: 3\noutput_dir: o\ndata: {train: x}", "model must be a text, got 3"),
+        ("- a", "must hold settings as 'key: value', got a list"),
+        ("", "must hold settings as 'key: value', got nothing"),
+        ("a: 1\nb: [", "line 2 is not YAML: "),
+    ],
+)
+def test_bad_yaml_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load(written(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("learning_rat", "1", "unknown setting 'learning_rat'; did you mean 'learning_rate'?"),
+        ("data", "x", "unknown setting 'data'; did you mean 'data.train'?"),
+        ("data.max", "1", "unknown setting 'data.max'; did you mean 'data.max_length'?"),
+        ("adapter.", "1", "unknown setting 'adapter.'"),
+        ("adapter", "3", "adapter must be peft's settings as a mapping, got 3"),
+        ("adapter.r", "[", "adapter.r must be a YAML value, got '['"),
+        ("learning_rate", "x", "learning_rate must be a number, got 'x'"),
+        ("save_steps", "1.5", "save_steps must be an integer or null, got '1.5'"),
+        ("resume", "maybe", "resume must be true or false, got 'maybe'"),
+        ("schedule", "step", "schedule must be one of cosine, linear, constant, got 'step'"),
+        ("data.bad_records", "drop", "data.bad_records must be one of error, skip, got 'drop'"),
+    ],
+)
+def test_bad_overrides_are_refused(key: str, text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load(written(tmp_path, MINIMAL), {key: text})
+    assert message in str(caught.value)
+
+
+def test_a_settings_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no settings file .*nope\.yaml"):
+        load(tmp_path / "nope.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -1}, "learning_rate must be a positive number, got -1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
+        ({"gate_learning_rate": 0}, "gate_learning_rate must be a positive number, got 0"),
+        ({"epochs": 0}, "epochs must be a positive number, got 0"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"batch_size": True}, "batch_size must be an integer, got true"),
+        ({"max_steps": 0}, "max_steps must be a positive integer, or -1, got 0"),
+        ({"save_steps": 0}, "save_steps must be a positive integer or null, got 0"),
+        ({"gate_dropout": 1.0}, "gate_dropout must be a number from 0 to below 1, got 1"),
+        ({"gate_rank": -2}, "gate_rank must be a positive integer, got -2"),
+        ({"weight_decay": -0.1}, "weight_decay must be a number that is not negative, got -0.1"),
+        ({"warmup": 1.5}, "warmup must be a share from 0 to below 1, or a whole number of steps, got 1.5"),
+        ({"warmup": -0.1}, "warmup must be a share"),
+        ({"seed": -1}, "seed must be an integer from 0 to below 2**32, got -1"),
+        ({"model": ""}, "model must be a text that is not empty, got ''"),
+        ({"method": "lora"}, "method must be one of imsm, peft, got 'lora'"),
+        ({"gate": "tokn"}, "got 'tokn'; did you mean 'token'?"),
+        ({"data": {"train": "x"}}, "data must be a DataConfig, got {'train': 'x'}"),
+        ({"adapter": {"r": object()}}, "adapter.r must be texts, numbers, lists or mappings"),
+        ({"adapter": {1: 2}}, "adapter must be texts, numbers, lists or mappings"),
+        ({"eval_steps": 5}, "eval_steps is set, but there is nothing to evaluate on"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config(**changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_length": 1}, {"max_length": "9"}, {"train": ""}, {"eval": ""}, {"add_eos": 1}]
+)
+def test_data_settings_are_checked_by_their_full_name(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"^data\.{next(iter(changes))} must be "):
+        DataConfig(**{"train": "t.jsonl", **changes})
+
+
+def test_help_explains_every_setting() -> None:
+    parser = argument_parser()
+    explained = {action.dest: action.help for action in parser._actions}
+    assert set(setting_types()) <= set(explained)
+    assert all(explained[key] for key in setting_types())

@@ -1,0 +1,248 @@
+"""Training runs on a tiny model: what they leave, that they learn, and that they resume exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from imsm import DataConfig, InputError, SiameseForCausalLM, TrainConfig, train
+from imsm.settings import read_yaml, to_yaml
+from imsm.training.run import adapter_config, steps
+
+LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
+    """A tiny chat model with its tokenizer, as a folder."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    records = [{"input": f"{i} plus {i} is", "output": f" {2 * i}"} for i in range(24)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.fixture
+def settings(base_folder: str, data_file: str, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": base_folder,
+        "output_dir": str(tmp_path / "run"),
+        "data": DataConfig(train=data_file, max_length=64),
+        "adapter": LORA,
+        "batch_size": 4,
+        "epochs": 2.0,
+        "learning_rate": 5e-3,
+        "tensorboard": False,
+        "progress": False,
+    }
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by step, from the log."""
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+def test_a_run_learns_and_leaves_a_checkpoint(settings: dict[str, Any], data_file: str) -> None:
+    settings["data"] = DataConfig(train=data_file, eval=data_file, max_length=64)
+    result = train(TrainConfig(**settings))
+    folder = Path(settings["output_dir"])
+    curve = losses(folder)
+    assert sorted(curve) == list(range(1, 13))
+    assert curve[12] < curve[1] - 0.1
+    assert result.metrics["eval_loss"] < curve[1]
+    assert 0 < result.metrics["gate"] < 1 and result.metrics["gate"] != 0.5
+    loaded = SiameseForCausalLM.from_pretrained(folder)
+    ids = torch.arange(1, 9)[None]
+    assert torch.equal(loaded(ids).logits, result.model(ids).logits)
+    assert {"results", "settings", "data", "where"} <= set(loaded.config.training)
+    card = (folder / "README.md").read_text()
+    assert "learning_rate" in card and "eval_loss" in card and "train.jsonl" in card
+    assert read_yaml(folder / "settings.yaml") == TrainConfig(**settings)
+    assert not [path for path in folder.parent.rglob("*") if path.name.startswith(".")]
+
+
+def test_the_baseline_is_plain_peft(settings: dict[str, Any]) -> None:
+    result = train(TrainConfig(**settings, method="peft"))
+    folder = Path(settings["output_dir"])
+    assert isinstance(result.model, PeftModel)
+    assert not (folder / "gate.safetensors").exists() and not (folder / "model.safetensors").exists()
+    reloaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(settings["model"]), str(folder))
+    ids = torch.arange(1, 9)[None]
+    assert torch.equal(reloaded(ids).logits, result.model(ids).logits)
+
+
+def test_gate_and_adapter_have_their_own_learning_rates(settings: dict[str, Any]) -> None:
+    """With the adapter's rate at next to nothing only the gate moves, and the other way round."""
+    frozen_adapter = train(TrainConfig(**{**settings, "learning_rate": 1e-12, "gate_learning_rate": 1e-2})).model
+    settings["output_dir"] += "-2"
+    frozen_gate = train(TrainConfig(**{**settings, "learning_rate": 1e-2, "gate_learning_rate": 1e-12})).model
+
+    def size(model: Any, part: str) -> float:
+        return max(p.abs().max().item() for name, p in model.named_parameters() if part in name)
+
+    assert size(frozen_adapter, "lora_B") < 1e-9 and size(frozen_adapter, "gate.up") > 1e-3
+    assert size(frozen_gate, "lora_B") > 1e-3 and size(frozen_gate, "gate.up") < 1e-9
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adafactor"}, {"schedule": "linear"}, {"schedule": "constant"}, {"bf16": True}])
+def test_settings_run(settings: dict[str, Any], change: dict[str, Any]) -> None:
+    result = train(TrainConfig(**{**settings, **change, "max_steps": 3}))
+    assert result.metrics["steps"] == 3
+
+
+def test_accumulated_small_batches_train_as_one_large_batch(settings: dict[str, Any]) -> None:
+    settings |= {"adapter": {**LORA, "lora_dropout": 0.0}, "gate_dropout": 0.0, "max_steps": 3, "warmup": 0.0}
+    train(TrainConfig(**{**settings, "batch_size": 8}))
+    whole = losses(Path(settings["output_dir"]))
+    settings["output_dir"] += "-2"
+    train(TrainConfig(**{**settings, "batch_size": 2, "gradient_accumulation": 4}))
+    parts = losses(Path(settings["output_dir"]))
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(settings: dict[str, Any]) -> None:
+    train(TrainConfig(**{**settings, "max_steps": 3}))
+    plain = losses(Path(settings["output_dir"]))
+    settings["output_dir"] += "-2"
+    train(TrainConfig(**{**settings, "max_steps": 3, "gradient_checkpointing": True}))
+    assert losses(Path(settings["output_dir"])) == pytest.approx(plain, rel=1e-5)
+
+
+ADALORA = {
+    "peft_type": "ADALORA",
+    "init_r": 4,
+    "target_r": 2,
+    "tinit": 2,
+    "tfinal": 3,
+    "deltaT": 1,
+    "target_modules": ["q_proj", "v_proj"],
+}
+
+
+def test_adalora_runs_its_rank_schedule(settings: dict[str, Any]) -> None:
+    model = train(TrainConfig(**{**settings, "adapter": ADALORA})).model
+    pattern = model.peft_model.active_peft_config.rank_pattern
+    kept = [sum(ranks) for ranks in pattern.values()]
+    assert sum(kept) == 2 * len(kept) and max(kept) <= 4  # target_r on average
+    loaded = SiameseForCausalLM.from_pretrained(settings["output_dir"])
+    ids = torch.arange(1, 9)[None]
+    assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", [LORA, ADALORA], ids=["lora", "adalora"])
+def test_kill_and_resume_give_the_unbroken_curve(settings: dict[str, Any], tmp_path: Path, adapter: dict[str, Any]) -> None:
+    """SIGKILL in mid-training, then `--resume`: every later step's loss is the unbroken run's, to the last bit."""
+    settings |= {"adapter": adapter, "save_steps": 4, "epochs": 3.0}
+    unbroken = TrainConfig(**settings)
+    train(unbroken)
+    expected = losses(Path(unbroken.output_dir))
+
+    broken = TrainConfig(**{**settings, "output_dir": str(tmp_path / "broken")})
+    (tmp_path / "broken.yaml").write_text(to_yaml(broken))
+    command = [sys.executable, "-m", "imsm_cli", "train", str(tmp_path / "broken.yaml")]
+    log = tmp_path / "broken" / "log.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 6):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "broken" / "gate.safetensors").exists()  # it did not get to the end
+
+    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert losses(tmp_path / "broken") == expected
+    resumed, whole = (SiameseForCausalLM.from_pretrained(folder) for folder in (tmp_path / "broken", unbroken.output_dir))
+    ids = torch.arange(1, 9)[None]
+    assert torch.equal(resumed(ids).logits, whole(ids).logits)
+
+
+def test_a_run_is_never_overwritten(settings: dict[str, Any]) -> None:
+    config = TrainConfig(**{**settings, "max_steps": 1})
+    with pytest.raises(InputError, match="no run to resume"):
+        train(TrainConfig(**{**settings, "resume": True}))
+    train(config)
+    with pytest.raises(InputError, match="already holds a run"):
+        train(config)
+    with pytest.raises(InputError, match=r"batch_size was 4, now 2"):
+        train(TrainConfig(**{**settings, "max_steps": 1, "batch_size": 2, "resume": True}))
+
+
+def test_a_failed_checkpoint_leaves_the_one_before(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk while the second checkpoint is written: the first is whole, and resuming goes on from it."""
+    from imsm.training import trainer as module
+
+    real, calls = module.save_file, []
+
+    def full_disk(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(TrainConfig(**settings))
+    folder = Path(settings["output_dir"])
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
+    monkeypatch.setattr(module, "save_file", real)
+    assert train(TrainConfig(**{**settings, "resume": True})).metrics["steps"] == 12
+
+
+def test_steps() -> None:
+    config = TrainConfig(model="m", output_dir="o", data=DataConfig(train="d"), batch_size=4, gradient_accumulation=2)
+    assert steps(config, 25) == 4 * 3
+    config.max_steps = 5
+    assert steps(config, 25) == 5
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"peft_type": "LORRA"}, "did you mean 'LORA'"),
+        ({"peft_type": "LORA", "rank": 8}, "unknown setting 'adapter.rank'"),
+        ({"peft_type": "LORA", "lora_alfa": 8}, "did you mean 'lora_alpha'"),
+    ],
+)
+def test_adapter_settings_are_peft_s_own(adapter: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        adapter_config(adapter, 10)
+
+
+def test_a_model_that_is_not_there(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"tokenizer of model .* cannot be loaded"):
+        train(TrainConfig(**{**settings, "model": "/nowhere/at/all"}))
+    assert not Path(settings["output_dir"]).exists()
