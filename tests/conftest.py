@@ -6,8 +6,12 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+# Tests run in one process a core; with models this small, more threads only wait for each other.
+torch.set_num_threads(1)
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------
 

@@ -27,17 +27,26 @@ def layer_of(module: str) -> int:
     return next(i for i, names in enumerate(LAYERS) if module in names)
 
 
-def imports(path: Path) -> set[str]:
+class Imports(ast.NodeVisitor):
     """Top-level names under `imsm` that a file imports at run time."""
-    found: set[str] = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "imsm":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:  # noqa: N802 (ast's name)
+        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802 (ast's name)
+        parts = (node.module or "").split(".")
+        if parts[0] == "imsm":
+            self.names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+
+
+def imports(path: Path) -> set[str]:
+    visitor = Imports()
+    visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
+    return visitor.names
 
 
 def test_imports_go_downward() -> None:

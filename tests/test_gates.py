@@ -146,7 +146,9 @@ def test_gate_is_float32_on_a_half_precision_base(dtype: torch.dtype) -> None:
     output = model(ids, output_gate=True, output_memories=True)
     assert {parameter.dtype for parameter in model.gate.parameters()} == {torch.float32}
     assert (output.gate.dtype, output.logits.dtype, output.base_memory.dtype) == (torch.float32, dtype, dtype)
-    means = [running_means(memory.float(), torch.ones_like(ids)) for memory in (output.base_memory, output.tuned_memory)]
+    means = [
+        running_means(memory.float(), torch.ones_like(ids)) for memory in (output.base_memory, output.tuned_memory)
+    ]
     mixed = model.gate(output.base_memory, output.tuned_memory, *means)
     torch.testing.assert_close(output.gate, mixed.gate)
     torch.testing.assert_close(output.logits, model.get_output_embeddings()(mixed.memory))

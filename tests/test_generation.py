@@ -230,9 +230,7 @@ def test_text_streamer(model: SiameseForCausalLM, words: PreTrainedTokenizerFast
     assert "".join(streamer).split() == words.decode(answer[0, len(PROMPTS[0]) :]).split()
 
 
-def test_pipeline(
-    model: SiameseForCausalLM, words: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pipeline(model: SiameseForCausalLM, words: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
     generator = pipeline("text-generation", model=model, tokenizer=words)
     prompts = [" ".join(f"w{token}" for token in prompt) for prompt in PROMPTS]
     texts = generator(prompts, max_new_tokens=8, do_sample=False, return_full_text=False, batch_size=3)

@@ -104,19 +104,21 @@ def test_the_baseline_is_plain_peft(settings: dict[str, Any]) -> None:
 
 
 def test_gate_and_adapter_have_their_own_learning_rates(settings: dict[str, Any]) -> None:
-    """With the adapter's rate at next to nothing only the gate moves, and the other way round."""
-    frozen_adapter = train(TrainConfig(**{**settings, "learning_rate": 1e-12, "gate_learning_rate": 1e-2})).model
+    """The one with the small rate hardly moves (not nothing for the adapter: without it the gate has no gradient)."""
+    frozen_adapter = train(TrainConfig(**{**settings, "learning_rate": 1e-6, "gate_learning_rate": 1e-2})).model
     settings["output_dir"] += "-2"
     frozen_gate = train(TrainConfig(**{**settings, "learning_rate": 1e-2, "gate_learning_rate": 1e-12})).model
 
     def size(model: Any, part: str) -> float:
         return max(p.abs().max().item() for name, p in model.named_parameters() if part in name)
 
-    assert size(frozen_adapter, "lora_B") < 1e-9 and size(frozen_adapter, "gate.up") > 1e-3
+    assert size(frozen_adapter, "lora_B") < 1e-4 and size(frozen_adapter, "gate.up") > 1e-3
     assert size(frozen_gate, "lora_B") > 1e-3 and size(frozen_gate, "gate.up") < 1e-9
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "adafactor"}, {"schedule": "linear"}, {"schedule": "constant"}, {"bf16": True}])
+@pytest.mark.parametrize(
+    "change", [{"optimizer": "adafactor"}, {"schedule": "linear"}, {"schedule": "constant"}, {"bf16": True}]
+)
 def test_settings_run(settings: dict[str, Any], change: dict[str, Any]) -> None:
     result = train(TrainConfig(**{**settings, **change, "max_steps": 3}))
     assert result.metrics["steps"] == 3
@@ -162,7 +164,9 @@ def test_adalora_runs_its_rank_schedule(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("adapter", [LORA, ADALORA], ids=["lora", "adalora"])
-def test_kill_and_resume_give_the_unbroken_curve(settings: dict[str, Any], tmp_path: Path, adapter: dict[str, Any]) -> None:
+def test_kill_and_resume_give_the_unbroken_curve(
+    settings: dict[str, Any], tmp_path: Path, adapter: dict[str, Any]
+) -> None:
     """SIGKILL in mid-training, then `--resume`: every later step's loss is the unbroken run's, to the last bit."""
     settings |= {"adapter": adapter, "save_steps": 4, "epochs": 3.0}
     unbroken = TrainConfig(**settings)
@@ -185,7 +189,9 @@ def test_kill_and_resume_give_the_unbroken_curve(settings: dict[str, Any], tmp_p
     finished = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert losses(tmp_path / "broken") == expected
-    resumed, whole = (SiameseForCausalLM.from_pretrained(folder) for folder in (tmp_path / "broken", unbroken.output_dir))
+    resumed, whole = (
+        SiameseForCausalLM.from_pretrained(folder) for folder in (tmp_path / "broken", unbroken.output_dir)
+    )
     ids = torch.arange(1, 9)[None]
     assert torch.equal(resumed(ids).logits, whole(ids).logits)
 

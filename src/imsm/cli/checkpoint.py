@@ -19,8 +19,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="folder or Hub name of a siamese checkpoint")
     parser.add_argument("--base", help="folder or Hub name of the base model, if not the one that the checkpoint names")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default=None, help="for example cuda, cuda:1, mps or cpu (default: GPU if there is one)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the base model's repository brings")
+    parser.add_argument(
+        "--device", default=None, help="for example cuda, cuda:1, mps or cpu (default: GPU if there is one)"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the base model's repository brings"
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,13 @@ def run(argv: list[str]) -> int:
     for name, gate in MEMORIES.items() if args.compare else [("interwoven", None)]:
         extra: dict[str, Any] = {} if gate is None else {"force_gate": gate}
         batch = answers(
-            model, tokenizer, prompts, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens, **settings, **extra
+            model,
+            tokenizer,
+            prompts,
+            batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
+            **settings,
+            **extra,
         )
         said[name] = {answer.index: answer.text for answer in batch}
     for i, text in enumerate(texts):

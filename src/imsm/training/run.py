@@ -6,7 +6,7 @@ import math
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> TrainResult:
     model = build_model(config, adapter)
 
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / SETTINGS, to_yaml(config))
+    write(folder / SETTINGS, to_yaml(replace(config, resume=False)))
     trainer = make_trainer(config, model, tokenizer, train_set, eval_set)
     last = trainer.last_checkpoint() if config.resume else None
     began = time.monotonic()
@@ -212,6 +212,7 @@ def make_trainer(
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else bfloat16 is refused on CPU
         eval_strategy=evaluate,
         eval_steps=config.eval_steps,
         save_strategy="epoch" if config.save_steps is None else "steps",
