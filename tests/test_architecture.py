@@ -33,11 +33,11 @@ class Imports(ast.NodeVisitor):
     def __init__(self) -> None:
         self.names: set[str] = set()
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802 (ast's name)
+    def visit_If(self, node: ast.If) -> None:
         if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
             self.generic_visit(node)
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802 (ast's name)
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         parts = (node.module or "").split(".")
         if parts[0] == "imsm":
             self.names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}

@@ -65,13 +65,17 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def tiny_base(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """A random model, in eval mode, with weights large enough that its greedy answers vary."""
+    """A random model, in eval mode, whose greedy answers vary.
+
+    With tied embeddings it would repeat its last token for ever, were embeddings not small beside the other weights.
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).eval()
+    embedding = model.get_input_embeddings().weight
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(4)
+                parameter.normal_(std=0.02 if parameter is embedding else 3 / parameter.shape[-1] ** 0.5)
     return model
 
 

@@ -54,15 +54,12 @@ def load_base(
     return model, kwargs.get("revision") or getattr(model.config, "_commit_hash", None)
 
 
-def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str]) -> tuple[PeftModel, int]:
+def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str]) -> PeftModel:
     """Puts an adapter into `base` (in place) and checks that both streams work.
 
     Args:
         base: the plain base model.
         peft_config: a peft configuration, or the folder or Hub name of a trained adapter.
-
-    Returns:
-        The peft model, and the width d of a memory.
 
     Raises:
         InputError: with the reason why base and adapter cannot make a siamese model.
@@ -84,12 +81,10 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
     if not isinstance(peft_model, PeftModel):
         raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
     _refuse_trained_base(peft_model, own)
-    streams = Streams(peft_model)
-    if reference is None:
-        return peft_model, int(base.config.get_text_config(decoder=True).hidden_size)
-    _probe(streams, own, reference)
-    peft_model.train(was_training)
-    return peft_model, reference.shape[-1]
+    if reference is not None:
+        _probe(Streams(peft_model), own, reference)
+        peft_model.train(was_training)
+    return peft_model
 
 
 def read_adapter_config(folder: str | os.PathLike[str]) -> PeftConfig:
@@ -139,13 +134,13 @@ def enable_checkpointing(base: Any, settings: dict[str, Any] | None = None, *arg
 
 def base_shape(base: PreTrainedModel) -> dict[str, Any]:
     """What tells one base model from another, by the names of `SiameseConfig`."""
-    text_config = base.config.get_text_config(decoder=True)
-    head = output_head(base)
+    head: Any = output_head(base)
     return {
         "base_model_type": base.config.model_type,
-        "hidden_size": int(text_config.hidden_size),
-        "vocab_size": int(getattr(head, "out_features", None) or head.weight.shape[0]),  # type: ignore[union-attr,arg-type]
-        "num_hidden_layers": int(text_config.num_hidden_layers),
+        # The head's input, which some models project to another width than that of their layers.
+        "hidden_size": int(getattr(head, "in_features", None) or head.weight.shape[1]),
+        "vocab_size": int(getattr(head, "out_features", None) or head.weight.shape[0]),
+        "num_hidden_layers": int(base.config.get_text_config(decoder=True).num_hidden_layers),
     }
 
 
@@ -184,7 +179,9 @@ def _reference_memory(base: PreTrainedModel) -> Tensor:
             changed = inputs["input_ids"].clone()
             changed[:, -1] = changed[:, 0]
             base(**{**inputs, "input_ids": changed})
-            if not _same(tap.memory[:, :-1], memory[:, :-1]):
+            after = tap.memory
+            assert after is not None
+            if not _same(after[:, :-1], memory[:, :-1]):
                 raise InputError(
                     f"{type(base).__name__} is not causal: a later token changes an earlier memory (is_decoder=True missing?)"
                 )
@@ -200,7 +197,8 @@ def _refuse_trained_base(peft_model: PeftModel, own: set[int]) -> None:
             raise InputError(
                 f"the adapter trains the base weight {name}; base weights must stay frozen, so leave out what trains them"
             )
-    head = peft_model.get_base_model().get_output_embeddings()
+    base: Any = peft_model.get_base_model()
+    head = base.get_output_embeddings()
     if any(id(parameter) not in own for parameter in head.parameters()):
         raise InputError(
             "the adapter changes the output head, which both streams share; leave it out of target_modules and "

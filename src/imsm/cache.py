@@ -20,7 +20,8 @@ class TwinCache(Cache):
         tuned: the tuned stream's cache; longer than `base` by the adapter's prefix, if it has one.
         seen: tokens of the sequence held so far (padding counted, a prefix not).
         running: sums of the memories of all tokens seen; None before the first and after a crop that cannot be undone.
-        query: pooled query (q̄, q̄') of the answer being generated, each (B, 1, d); None outside an answer.
+        prompt_length: tokens that come before the answer being generated; None outside an answer.
+        query: pooled query (q̄, q̄') of that answer, each (B, 1, d), once its prompt has been read.
     """
 
     def __init__(self, base: Cache | None = None, tuned: Cache | None = None) -> None:
@@ -28,6 +29,7 @@ class TwinCache(Cache):
         self.tuned = tuned
         self.seen = 0
         self.running: RunningQuery | None = None
+        self.prompt_length: int | None = None
         self.query: tuple[Tensor | None, Tensor | None] | None = None
         self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
 
@@ -58,9 +60,9 @@ class TwinCache(Cache):
                 "from a fresh cache"
             )
 
-    def begin_answer(self) -> None:
-        """Forget the last answer's query: the next one is pooled over all that is held by then."""
-        self.query = None
+    def begin_answer(self, prompt_length: int | None) -> None:
+        """Forget the last answer's query: the next one is pooled over the sequence's first `prompt_length` tokens."""
+        self.prompt_length, self.query = prompt_length, None
 
     def record(self, base: Tensor | None, tuned: Tensor | None, attended: Tensor) -> None:
         """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding."""
@@ -123,11 +125,12 @@ class TwinCache(Cache):
     def reset(self) -> None:
         for half in self.halves:
             half.reset()
-        self.seen, self.running, self.query, self._last = 0, None, None, None
+        self.seen, self.running, self._last = 0, None, None
+        self.begin_answer(None)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for half in self.halves:
-            half.reorder_cache(beam_idx)
+            half.reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._select(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -135,6 +138,8 @@ class TwinCache(Cache):
             half.crop(tokens_to_remove)
         removed = abs(tokens_to_remove)
         self.seen -= removed
+        if self.prompt_length is not None and self.seen < self.prompt_length:
+            self.begin_answer(None)
         if removed == 0 or self.running is None:
             return
         if self._last is None or removed > self._last[2].shape[1]:

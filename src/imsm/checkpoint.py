@@ -198,10 +198,7 @@ def load(
         kwargs |= {key: value for key, value in hub.items() if key != "revision"}
     base_model, _ = building.load_base(base, {key: value for key, value in kwargs.items() if value is not None})
     refuse_other_base(config, base_model, folder)
-    peft_model, width = building.attach_adapter(base_model, folder)
-    if width != config.hidden_size:
-        raise InputError(f"{folder} was saved for memories of width {config.hidden_size}, the base's have {width}")
-    model = cls(config, peft_model)
+    model = cls(config, building.attach_adapter(base_model, folder))
     load_gate(model, folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -92,7 +92,7 @@ def answers(
         repeats = out.shape[0] // len(chosen)
         for row, sequence in enumerate(out[:, width:].tolist()):
             new = trim(sequence, model.generation_config.eos_token_id)
-            yield Answer(chosen[row // repeats], tokenizer.decode(new, skip_special_tokens=True).strip(), new)
+            yield Answer(chosen[row // repeats], str(tokenizer.decode(new, skip_special_tokens=True)).strip(), new)
 
 
 def trim(ids: list[int], eos: int | list[int] | None) -> list[int]:

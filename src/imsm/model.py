@@ -22,7 +22,6 @@ from imsm.gates import Mix, build_gate, interweave
 from imsm.query import IGNORE, answer_boundaries, pool
 from imsm.streams import Streams
 
-
 #: One tensor of the frozen stream, one of the tuned; None for a stream that was not run.
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -111,9 +110,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             gate_dropout=gate_dropout,
         )
         build_gate(gate, config.hidden_size, gate_rank, gate_dropout)  # refuse before the base is touched
-        peft_model, width = attach_adapter(model, peft_config)
-        config.hidden_size = width
-        return cls(config, peft_model)
+        return cls(config, attach_adapter(model, peft_config))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -182,7 +179,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         settings = kwargs.pop("gradient_checkpointing_kwargs", activation_checkpointing_kwargs)
         enable_checkpointing(self.base, settings, *args, **kwargs)
 
-    gradient_checkpointing_enable = activation_checkpointing_enable
+    gradient_checkpointing_enable = activation_checkpointing_enable  # type: ignore[assignment]
 
     def activation_checkpointing_disable(self) -> None:
         base = self.base
@@ -337,6 +334,8 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         """q̄ and q̄', each (B, K or 1, d) float32, for the kept positions."""
         if cache is not None and cache.query is not None:
             return cache.query
+        if cache is not None and prompt_length is None:
+            prompt_length = cache.prompt_length
         batch, length = attended.shape
         past = cache.past_sums() if cache is not None else None
         seen = cache.seen if cache is not None else 0
@@ -384,18 +383,19 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """One cache for each stream, of the kind the base model would use; the prompt's length fixes the query."""
         mask = model_kwargs.get("attention_mask")
-        if model_kwargs.get("prompt_mask") is None and model_kwargs.get("prompt_length") is None:
-            model_kwargs["prompt_length"] = mask.shape[1] if mask is not None else generation_config._mask_length
+        prompt_length = mask.shape[1] if mask is not None else generation_config._mask_length
+        if model_kwargs.get("prompt_mask") is not None:
+            prompt_length = None
         cache = model_kwargs.get("past_key_values")
-        if cache is not None:
-            self._twin_cache(cache).begin_answer()
-            cache._is_user_defined = True
-            if cache.seen > 0:
-                return
-        elif generation_config.use_cache is False:
+        if cache is None and generation_config.use_cache is False:
+            model_kwargs.setdefault("prompt_length", prompt_length)
             return
-        else:
-            cache = model_kwargs["past_key_values"] = TwinCache(None, None)
+        cache = model_kwargs["past_key_values"] = self._twin_cache(cache)
+        if not (generation_config.is_assistant and cache.seen > 0):
+            cache.begin_answer(prompt_length)
+        cache._is_user_defined = True
+        if cache.seen > 0:
+            return
 
         def half() -> Any:
             made: dict[str, Any] = {}

@@ -68,7 +68,7 @@ def output_head(base: nn.Module) -> nn.Module:
         raise InputError(f"base must be a transformers causal language model, got {type(base).__name__}")
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{type(base).__name__} is an encoder-decoder model; a causal (decoder-only) model is needed")
-    head = base.get_output_embeddings()
+    head = base.get_output_embeddings()  # type: ignore[operator]
     if head is None:
         raise InputError(
             f"{type(base).__name__} has no output head (get_output_embeddings() is None); load the model with "

@@ -70,7 +70,7 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[SiameseForCausalLM, PreTr
         folder, base=args.base, dtype=args.dtype, trust_remote_code=args.trust_remote_code
     )
     try:
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} cannot be used: {building.first_line(error)}") from error
     source = folder if (Path(folder) / "tokenizer_config.json").is_file() else args.base or config.base_model

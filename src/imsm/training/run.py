@@ -176,7 +176,7 @@ def build_model(config: TrainConfig, adapter: PeftConfig) -> SiameseForCausalLM 
         {"revision": config.revision, "trust_remote_code": config.trust_remote_code, "dtype": config.dtype},
     )
     if config.method == "peft":
-        peft_model, _ = building.attach_adapter(base, adapter)
+        peft_model = building.attach_adapter(base, adapter)
         if config.gradient_checkpointing:
             building.enable_checkpointing(base)
         return peft_model

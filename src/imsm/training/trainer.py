@@ -60,7 +60,7 @@ class SiameseTrainer(Trainer):
         self.gate_learning_rate = gate_learning_rate
         self.gate_meter: GateMeter | None = None
         self.rank_schedule: RankSchedule | None = None
-        peft_model = self.model
+        peft_model: Any = self.model
         if isinstance(self.model, SiameseForCausalLM):
             self.gate_meter = GateMeter(self.model.gate)
             peft_model = self.model.peft_model
@@ -76,7 +76,7 @@ class SiameseTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group for the adapter, one for the gate."""
         if self.optimizer is None:
-            opt_model = self.model if model is None else model
+            opt_model: Any = self.model if model is None else model
             gate = {id(p) for p in opt_model.gate.parameters()} if self.gate_meter is not None else set()
             learned = [p for p in opt_model.parameters() if p.requires_grad]
             groups: list[dict[str, Any]] = [{"params": [p for p in learned if id(p) not in gate]}]
@@ -108,7 +108,7 @@ class SiameseTrainer(Trainer):
 
     def last_checkpoint(self) -> str | None:
         """The newest complete checkpoint of this run, if there is one."""
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -116,7 +116,7 @@ class SiameseTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes into a folder of its own and renames, so that a killed process leaves no half checkpoint."""
-        run = Path(self.args.output_dir)
+        run = Path(str(self.args.output_dir))
         stage = run / ".saving"
         if self.args.should_save:
             shutil.rmtree(stage, ignore_errors=True)
@@ -135,16 +135,15 @@ class SiameseTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.model, folder)
+        trained: Any = self.model
+        save_model(trained, folder)
         save_file(self._trained(), folder / TRAINED, metadata={"format": "pt"})
         if self.rank_schedule is not None:
             self.rank_schedule.save(folder)
 
     def _trained(self) -> dict[str, Tensor]:
         return {
-            name: parameter.detach().contiguous().cpu()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
+            name: parameter.detach().contiguous().cpu() for name, parameter in trained_parameters(self.model).items()
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -152,7 +151,7 @@ class SiameseTrainer(Trainer):
         if not path.is_file():
             raise InputError(f"{resume_from_checkpoint} cannot be resumed: {TRAINED} is missing")
         saved = load_file(path)
-        own = {name: p for name, p in (model or self.model).named_parameters() if p.requires_grad}
+        own = trained_parameters(model or self.model)
         if {k: tuple(v.shape) for k, v in saved.items()} != {k: tuple(v.shape) for k, v in own.items()}:
             raise InputError(
                 f"{resume_from_checkpoint} was trained with another adapter or gate than the settings say; resume with the "
@@ -163,6 +162,11 @@ class SiameseTrainer(Trainer):
                 parameter.copy_(saved[name])
         if self.rank_schedule is not None:
             self.rank_schedule.load(Path(resume_from_checkpoint))
+
+
+def trained_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """Everything that learns, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save_model(model: PreTrainedModel | PeftModel, folder: Path) -> None:
