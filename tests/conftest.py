@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Tests run in one process a core; with models this small, more threads only wait for each other.
 torch.set_num_threads(1)
@@ -58,3 +58,28 @@ def with_template(plain_tokenizer: PreTrainedTokenizerBase) -> Callable[[str], P
 def tokenizer(with_template: Callable[[str], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
     """The same tokenizer with a ChatML template."""
     return with_template(CHATML)
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tiny random chat model with the ChatML tokenizer, as a folder."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -1,7 +1,7 @@
-"""The naive computation that everything is held against: the method's equations, with two whole passes and no cache.
+"""The naive computation that everything is held against: the method's equations, two whole passes and no cache.
 
-Written from the paper's equations alone. It knows nothing of `imsm` but where a model keeps its gate's weights, and runs
-the frozen stream on a base model that never met an adapter.
+Written from the paper's equations alone. It knows nothing of `imsm` but where a model keeps its gate's weights, and
+runs the frozen stream on a base model that never met an adapter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def marked_queries(mask: Tensor, prompt: Tensor) -> Queries:
 
 
 def answer_queries(mask: Tensor, labels: Tensor) -> Queries:
-    """The query of an answer is all that precedes it; a position belongs to the answer it predicts, or else to the next."""
+    """An answer's query is all that precedes it; a position belongs to the answer it predicts, or else to the next."""
     running = running_queries(mask)
     return [
         [
@@ -88,6 +88,11 @@ def mix(name: str, weights: dict[str, Tensor], h: Tensor, tuned: Tensor, q: Tens
         return torch.cat([h, token], dim=-1) @ weights["project_down.weight"].T @ weights["project_up.weight"].T
     assert name in ("token", "query_blended")
     return token
+
+
+def assert_same(logits: Tensor, expected: Tensor) -> None:
+    """Equal but for rounding, seen against the size of the logits."""
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 class Oracle:

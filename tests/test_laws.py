@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from oracle import Oracle, answer_queries, marked_queries, running_queries
+from oracle import Oracle, answer_queries, assert_same, marked_queries, running_queries
 from prompts import Batch, padded, random_prompts
 from torch import Tensor
 from zoo import ARCHITECTURES, METHODS, tiny_base, tiny_siamese
@@ -88,11 +88,6 @@ def forward(model: torch.nn.Module, batch: Batch = LEFT, **kwargs: object) -> Te
 def tiny_forward(model: torch.nn.Module) -> object:
     """The forward whose arguments count: peft's takes anything."""
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).forward
-
-
-def assert_same(logits: Tensor, expected: Tensor) -> None:
-    """Equal but for rounding, seen against the size of the logits."""
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("combination", combinations(refused=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import IGNORE, Oracle, answer_queries, marked_queries, mean_memories, running_queries
+from oracle import IGNORE, Oracle, answer_queries, assert_same, marked_queries, mean_memories, running_queries
 from prompts import LENGTHS, padded, random_prompts
 from torch import Tensor
 from zoo import tiny_base, tiny_siamese
@@ -117,7 +117,7 @@ def test_prompt_mask_marks_the_query(model: SiameseForCausalLM, oracle: Oracle, 
     marks = (torch.rand(batch.ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5).long()
     expected = oracle.logits(batch.ids, marked_queries(batch.mask, marks), batch.mask, batch.positions)
     logits = model(batch.ids, batch.mask, batch.positions, prompt_mask=marks).logits
-    torch.testing.assert_close(torch.cat(batch.rows(logits)), torch.cat(batch.rows(expected)), rtol=1e-4, atol=1e-4)
+    assert_same(torch.cat(batch.rows(logits)), torch.cat(batch.rows(expected)))
 
 
 def test_prompt_mask_may_be_shorter_than_the_tokens(model: SiameseForCausalLM) -> None:
@@ -132,7 +132,7 @@ def test_prompt_mask_wins_over_labels(model: SiameseForCausalLM) -> None:
     marks, labels = (torch.arange(8) < 2).long()[None], ids.clone()
     labels[:, :6] = IGNORE
     logits = model(ids, prompt_mask=marks, labels=labels, output_logits=True).logits
-    torch.testing.assert_close(logits, model(ids, prompt_mask=marks).logits)
+    assert_same(logits, model(ids, prompt_mask=marks).logits)
 
 
 def test_without_a_boundary_no_token_sees_later_ones(model: SiameseForCausalLM) -> None:
@@ -140,7 +140,7 @@ def test_without_a_boundary_no_token_sees_later_ones(model: SiameseForCausalLM) 
     changed = ids.clone()
     changed[:, 5:] = changed[:, 5:] % 60 + 1
     before, after = model(ids).logits, model(changed).logits
-    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert_same(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
 
@@ -152,7 +152,7 @@ def test_two_answers_in_one_sequence_are_each_alone(model: SiameseForCausalLM) -
     together = model(ids, labels=labels, output_logits=True).logits
     for start, stop in ((3, 5), (8, 11)):
         alone = model(ids[:, :stop], prompt_length=start).logits
-        torch.testing.assert_close(together[:, start - 1 : stop - 1], alone[:, start - 1 : stop - 1])
+        assert_same(together[:, start - 1 : stop - 1], alone[:, start - 1 : stop - 1])
     # and not the query of the other answer
     assert not torch.allclose(together[:, 8:10], model(ids, prompt_length=3).logits[:, 8:10], atol=1e-3)
 
@@ -164,7 +164,7 @@ def test_conversations_of_different_shape_share_a_batch(model: SiameseForCausalL
     labels = labels.where(labels == IGNORE, batch.ids)
     expected = oracle.logits(batch.ids, answer_queries(batch.mask, labels), batch.mask, batch.positions)
     logits = model(batch.ids, batch.mask, batch.positions, labels=labels, output_logits=True).logits
-    torch.testing.assert_close(torch.cat(batch.rows(logits)), torch.cat(batch.rows(expected)), rtol=1e-4, atol=1e-4)
+    assert_same(torch.cat(batch.rows(logits)), torch.cat(batch.rows(expected)))
 
 
 def test_labels_after_a_cached_prompt(model: SiameseForCausalLM) -> None:
@@ -183,7 +183,7 @@ def test_labels_after_a_cached_prompt(model: SiameseForCausalLM) -> None:
             output_logits=True,
             past_key_values=cache,
         )
-        torch.testing.assert_close(rest.logits, whole[:, cut:], rtol=1e-4, atol=1e-4)
+        assert_same(rest.logits, whole[:, cut:])
 
 
 @pytest.mark.parametrize("kept", [1, 3, torch.tensor([0, 4, 2])], ids=["last", "last three", "chosen"])
@@ -195,7 +195,7 @@ def test_kept_positions_have_their_own_query(model: SiameseForCausalLM, kept: in
         output = model(*inputs, logits_to_keep=kept, output_gate=True, output_memories=True, **query)
         whole = model(*inputs, output_gate=True, output_memories=True, **query)
         for name in ("logits", "gate", "base_memory", "tuned_memory"):
-            torch.testing.assert_close(output[name], whole[name][:, chosen])
+            assert_same(output[name], whole[name][:, chosen])
 
 
 def test_rows_may_be_empty(model: SiameseForCausalLM) -> None:
@@ -207,7 +207,7 @@ def test_rows_may_be_empty(model: SiameseForCausalLM) -> None:
     labels[:, :3] = IGNORE
     output = model(ids, mask, labels=labels, output_logits=True)
     alone = model(batch.ids, batch.mask, labels=labels[:2], output_logits=True)
-    torch.testing.assert_close(output.logits[:2], alone.logits)
+    assert_same(output.logits[:2], alone.logits)
     torch.testing.assert_close(output.loss, alone.loss)
 
 

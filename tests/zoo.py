@@ -130,4 +130,5 @@ def tiny_siamese(architecture: str, method: str, gate: str = "query_aware", seed
     base = tiny_base(architecture, seed)
     model = SiameseForCausalLM.from_base(base, METHODS[method](base), gate=gate, gate_rank=4)
     disturb(model)
+    disturb(model.gate, scale=0.5)  # so that the query makes itself felt
     return model.eval()

@@ -386,14 +386,16 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         prompt_length = mask.shape[1] if mask is not None else generation_config._mask_length
         if model_kwargs.get("prompt_mask") is not None:
             prompt_length = None
-        cache = model_kwargs.get("past_key_values")
-        if cache is None and generation_config.use_cache is False:
+        given = model_kwargs.get("past_key_values")
+        if given is None and generation_config.use_cache is False:
             model_kwargs.setdefault("prompt_length", prompt_length)
             return
-        cache = model_kwargs["past_key_values"] = self._twin_cache(cache)
+        cache = model_kwargs["past_key_values"] = self._twin_cache(given)
+        if given is not None:
+            cache._is_user_defined = True
+        # A draft goes on within the answer that it was begun for.
         if not (generation_config.is_assistant and cache.seen > 0):
             cache.begin_answer(prompt_length)
-        cache._is_user_defined = True
         if cache.seen > 0:
             return
 
