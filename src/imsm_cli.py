@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal's encoding may lack a character of an answer
+    # Libraries telling each other about renamed functions are of no use to who runs a command.
+    warnings.simplefilter("ignore", FutureWarning)
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = os.environ.get("IMSM_TRACEBACK", "") not in ("", "0")
     if "--traceback" in arguments:
