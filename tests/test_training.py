@@ -230,3 +230,8 @@ def test_a_model_that_is_not_there(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"tokenizer of model .* cannot be loaded"):
         train(TrainConfig(**{**settings, "model": "/nowhere/at/all"}))
     assert not Path(settings["output_dir"]).exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(settings: dict[str, Any]) -> None:
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        train(TrainConfig(**{**settings, "learning_rate": 1e30, "gate_learning_rate": 1e30, "max_grad_norm": 0.0}))

@@ -220,6 +220,7 @@ def make_trainer(
         save_total_limit=config.save_total_limit,
         logging_strategy="steps",
         logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
         report_to=["tensorboard"] if config.tensorboard else [],
         seed=config.seed,
         disable_tqdm=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,16 @@ class SiameseTrainer(Trainer):
         return (result[0] + penalty, result[1]) if isinstance(result, tuple) else result + penalty
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean gate since the last entry."""
+        """Adds the mean gate since the last entry.
+
+        Raises:
+            FloatingPointError: the loss is not a finite number any more.
+        """
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise FloatingPointError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate, or load the model with "
+                "dtype: float32; the checkpoints before are whole"
+            )
         if self.gate_meter is not None and (mean := self.gate_meter.read()) is not None:
             logs["eval_gate" if "eval_loss" in logs else "gate"] = mean
         super().log(logs, start_time)
