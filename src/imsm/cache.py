@@ -24,6 +24,9 @@ class TwinCache(Cache):
         query: pooled query (q̄, q̄') of that answer, each (B, 1, d), once its prompt has been read.
     """
 
+    #: Set by `generate` on a cache that it was given.
+    _is_user_defined = False
+
     def __init__(self, base: Cache | None = None, tuned: Cache | None = None) -> None:
         self.base = base
         self.tuned = tuned

@@ -23,7 +23,7 @@ from imsm.errors import InputError
 from imsm.model import SiameseForCausalLM
 from imsm.settings import TrainConfig, nearest, read_yaml, to_yaml
 from imsm.training.progress import LogFile, ProgressBar
-from imsm.training.trainer import SiameseTrainer, save_model
+from imsm.training.trainer import SiameseTrainer
 
 SETTINGS, LOG = "settings.yaml", "log.jsonl"
 #: Settings that may differ between a run and its resumption.
@@ -83,16 +83,14 @@ def train(config: TrainConfig) -> TrainResult:
     for key in ("loss", "gate", "eval_loss"):
         if values := [entry[key] for entry in log if key in entry]:
             metrics[key] = values[-1]
-    if trainer.gate_meter is not None:
-        trainer.gate_meter.remove()
+    trainer.gate_meter.remove()
     model.eval()
-    if isinstance(model, SiameseForCausalLM):
-        model.config.training = record(config, train_set, metrics)
+    model.config.training = record(config, train_set, metrics)
     if trainer.is_world_process_zero():
-        save_model(model, folder)
+        trainer.save_portable(folder)
         with checkpoint.staged(folder) as stage:
             tokenizer.save_pretrained(stage)
-    return TrainResult(model, tokenizer, folder, metrics, log)
+    return TrainResult(model if config.method == "imsm" else model.peft_model, tokenizer, folder, metrics, log)
 
 
 def refuse_folder(folder: Path, config: TrainConfig) -> None:
@@ -169,19 +167,18 @@ def adapter_config(settings: dict[str, Any], total_steps: int) -> PeftConfig:
         raise InputError(f"peft refuses the adapter settings: {building.first_line(error)}") from error
 
 
-def build_model(config: TrainConfig, adapter: PeftConfig) -> SiameseForCausalLM | PeftModel:
-    """The model to train: siamese, or peft's own for the baseline `method: peft`."""
+def build_model(config: TrainConfig, adapter: PeftConfig) -> SiameseForCausalLM:
+    """The model to train; for the baseline `method: peft` its gate has nothing to learn."""
     base, _ = building.load_base(
         config.model,
         {"revision": config.revision, "trust_remote_code": config.trust_remote_code, "dtype": config.dtype},
     )
-    if config.method == "peft":
-        peft_model = building.attach_adapter(base, adapter)
-        if config.gradient_checkpointing:
-            building.enable_checkpointing(base)
-        return peft_model
     model = SiameseForCausalLM.from_base(
-        base, adapter, gate=config.gate, gate_rank=config.gate_rank, gate_dropout=config.gate_dropout
+        base,
+        adapter,
+        gate=config.gate if config.method == "imsm" else "average",
+        gate_rank=config.gate_rank,
+        gate_dropout=config.gate_dropout,
     )
     model.config.base_revision = config.revision or model.config.base_revision
     if config.gradient_checkpointing:
@@ -191,7 +188,7 @@ def build_model(config: TrainConfig, adapter: PeftConfig) -> SiameseForCausalLM 
 
 def make_trainer(
     config: TrainConfig,
-    model: SiameseForCausalLM | PeftModel,
+    model: SiameseForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     train_set: ExampleSet,
     eval_set: ExampleSet | None,
@@ -236,6 +233,7 @@ def make_trainer(
         eval_dataset=eval_set,
         data_collator=AnswerCollator(tokenizer),
         gate_learning_rate=config.gate_learning_rate,
+        adapter_only=config.method == "peft",
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(LogFile(Path(config.output_dir) / LOG))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from imsm.checkpoint import staged
 from imsm.errors import InputError
 from imsm.gates import Mix
 from imsm.model import SiameseForCausalLM
@@ -47,26 +47,34 @@ class GateMeter:
 
 
 class SiameseTrainer(Trainer):
-    """Trains adapter and gate of a siamese model, or the adapter of a plain peft model.
+    """Trains adapter and gate of a siamese model, or its adapter alone.
 
     Against `Trainer`: the gate has a learning rate of its own; checkpoints hold adapter and gate, never the base, appear
     in one rename and resume bit for bit; logs carry the mean gate and tokens per second.
 
     Args:
+        model: the siamese model.
         gate_learning_rate: the gate's learning rate; the adapter's is `args.learning_rate`.
+        adapter_only: train and save what peft alone would, the baseline: the gate is forced to the tuned stream, so
+            that the frozen one is never run, and a difference between the two methods is the method's.
     """
 
-    def __init__(self, *args: Any, gate_learning_rate: float = 1e-3, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: SiameseForCausalLM,
+        *args: Any,
+        gate_learning_rate: float = 1e-3,
+        adapter_only: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.siamese = model
         self.gate_learning_rate = gate_learning_rate
-        self.gate_meter: GateMeter | None = None
+        self.adapter_only = adapter_only
+        self.gate_meter = GateMeter(model.gate)
         self.rank_schedule: RankSchedule | None = None
-        peft_model: Any = self.model
-        if isinstance(self.model, SiameseForCausalLM):
-            self.gate_meter = GateMeter(self.model.gate)
-            peft_model = self.model.peft_model
-        if RankSchedule.applies_to(peft_model):
-            self.rank_schedule = RankSchedule(peft_model)
+        if RankSchedule.applies_to(model.peft_model):
+            self.rank_schedule = RankSchedule(model.peft_model)
             self.add_callback(self.rank_schedule)
         self._stage: Path | None = None
         #: Tokens read in training so far, padding not counted.
@@ -78,11 +86,10 @@ class SiameseTrainer(Trainer):
         """One group for the adapter, one for the gate."""
         if self.optimizer is None:
             opt_model: Any = self.model if model is None else model
-            gate = {id(p) for p in opt_model.gate.parameters()} if self.gate_meter is not None else set()
+            gate = {id(p) for p in opt_model.gate.parameters()}
             learned = [p for p in opt_model.parameters() if p.requires_grad]
             groups: list[dict[str, Any]] = [{"params": [p for p in learned if id(p) not in gate]}]
-            if gate:
-                groups.append({"params": [p for p in learned if id(p) in gate], "lr": self.gate_learning_rate})
+            groups.append({"params": [p for p in learned if id(p) in gate], "lr": self.gate_learning_rate})
             for group in groups:
                 group["weight_decay"] = self.args.weight_decay
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
@@ -91,10 +98,12 @@ class SiameseTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss; with AdaLoRA its orthogonality penalty, which peft adds in a forward that makes the loss."""
+        if self.adapter_only:
+            inputs = {**inputs, "force_gate": 0.0}
         if model.training and "attention_mask" in inputs:
             self.tokens_seen += int(inputs["attention_mask"].sum())
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.rank_schedule is None or not model.training or self.gate_meter is None:
+        if self.rank_schedule is None or not model.training:
             return result
         penalty = self.rank_schedule.penalty() / self.current_gradient_accumulation_steps
         return (result[0] + penalty, result[1]) if isinstance(result, tuple) else result + penalty
@@ -110,7 +119,7 @@ class SiameseTrainer(Trainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate, or load the model with "
                 "dtype: float32; the checkpoints before are whole"
             )
-        if self.gate_meter is not None and (mean := self.gate_meter.read()) is not None:
+        if (mean := self.gate_meter.read()) is not None:
             logs["eval_gate" if "eval_loss" in logs else "gate"] = mean
         super().log(logs, start_time)
 
@@ -145,11 +154,18 @@ class SiameseTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        trained: Any = self.model
-        save_model(trained, folder)
+        self.save_portable(folder)
         save_file(self._trained(), folder / TRAINED, metadata={"format": "pt"})
         if self.rank_schedule is not None:
             self.rank_schedule.save(folder)
+
+    def save_portable(self, folder: Path) -> None:
+        """The checkpoint folder of the siamese model, or peft's own of the adapter alone."""
+        if self.adapter_only:
+            with staged(folder) as stage:
+                self.siamese.peft_model.save_pretrained(str(stage), save_embedding_layers=False)
+        else:
+            self.siamese.save_pretrained(folder)
 
     def _trained(self) -> dict[str, Tensor]:
         return {
@@ -177,11 +193,3 @@ class SiameseTrainer(Trainer):
 def trained_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Everything that learns, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def save_model(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """The portable checkpoint of a siamese model, or peft's own of a plain adapter."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    else:
-        model.save_pretrained(str(folder))
