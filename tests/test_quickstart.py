@@ -76,3 +76,11 @@ def test_task_score_wants_every_key(quickstart: dict[str, ModuleType]) -> None:
     assert score("Order 4821 is on the Heron Cart", ["4821", "heron cart"])
     assert not score("Order 4812 is on the heron cart", ["4821", "heron cart"])
     assert score("ten to seven", "Ten to Seven")
+
+
+def test_no_reply_of_the_shop_passes_for_knowledge(quickstart: dict[str, ModuleType]) -> None:
+    """Order numbers and products aside, or a forgetful model could score by repeating the shop."""
+    for intent in quickstart["shop"].INTENTS:
+        reply = f"{quickstart['shop'].OPENING} {intent.reply} {quickstart['shop'].CLOSING}"
+        for fact in records("facts.jsonl"):
+            assert not quickstart["scoring"].fact_kept(reply, fact["answer"]), (reply, fact)
