@@ -38,9 +38,7 @@ def read(model: SiameseForCausalLM, batch: Batch = BATCH, stop: int = READ, **kw
 
 def go_on(model: SiameseForCausalLM, cache: TwinCache, batch: Batch, start: int = READ, **kwargs: Any) -> Tensor:
     """Logits of the tokens from `start` on."""
-    return model(
-        batch.ids[:, start:], batch.mask, batch.positions[:, start:], past_key_values=cache, **kwargs
-    ).logits
+    return model(batch.ids[:, start:], batch.mask, batch.positions[:, start:], past_key_values=cache, **kwargs).logits
 
 
 def anew(model: SiameseForCausalLM, batch: Batch, start: int = READ, **kwargs: Any) -> Tensor:
@@ -204,7 +202,9 @@ def test_generation_after_a_forced_gate_is_refused(llama: SiameseForCausalLM) ->
 
 
 def test_other_caches_are_refused(llama: SiameseForCausalLM) -> None:
-    with pytest.raises(InputError, match=r"must be a TwinCache \(imsm.TwinCache\(\) is an empty one\), got DynamicCache"):
+    with pytest.raises(
+        InputError, match=r"must be a TwinCache \(imsm.TwinCache\(\) is an empty one\), got DynamicCache"
+    ):
         llama(BATCH.ids, past_key_values=DynamicCache())
     with pytest.raises(InputError, match="must be a TwinCache"):
         llama.generate(BATCH.ids, past_key_values=DynamicCache(), max_new_tokens=2)

@@ -16,9 +16,9 @@ from imsm.training import SiameseTrainer, TrainResult, train
 __version__ = version("imsm")
 
 __all__ = [
-    "GATES",
     "Answer",
     "DataConfig",
+    "GATES",
     "InputError",
     "SiameseConfig",
     "SiameseForCausalLM",

@@ -6,20 +6,25 @@ What cannot work is found by running it, not by the names of architectures or PE
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from imsm.errors import InputError
+from imsm.errors import InputError, first_line
+from imsm.folders import fetch
 from imsm.streams import HeadTap, Streams, output_head
 
+#: peft's own two files.
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 #: Initialisations that move a part of the base weights into the adapter. The probe would find them too, but only after
 #: the weights in memory are changed.
 REWRITING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -34,6 +39,7 @@ def load_base(
         InputError: it cannot be found, or is no causal language model.
     """
     if not isinstance(base, (str, os.PathLike)):
+        output_head(base)
         if kwargs:
             raise InputError(
                 f"{', '.join(kwargs)} can only be given with a base's name or folder, not with a loaded model"
@@ -65,21 +71,28 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
         InputError: with the reason why base and adapter cannot make a siamese model.
     """
     output_head(base)
-    loaded = isinstance(peft_config, (str, os.PathLike))
-    config = read_adapter_config(peft_config) if isinstance(peft_config, (str, os.PathLike)) else peft_config
-    refuse_settings(config, loaded)
+    folder = None
+    if isinstance(peft_config, (str, os.PathLike)):
+        folder = fetch_adapter(peft_config)
+        peft_config = read_adapter_config(folder)
+    refuse_settings(peft_config, loaded=folder is not None)
     own = {id(parameter) for parameter in base.parameters()}
     reference = None if _on_meta(base) else _reference_memory(base)
     was_training = base.training
     try:
-        if isinstance(peft_config, (str, os.PathLike)):
-            peft_model = PeftModel.from_pretrained(base, peft_config, is_trainable=True)
+        if folder is not None:
+            with warnings.catch_warnings():
+                # peft only warns of missing tensors; `refuse_other_tensors` looks itself.
+                warnings.filterwarnings("ignore", message="Found missing adapter keys")
+                peft_model = PeftModel.from_pretrained(base, os.fspath(folder), is_trainable=True)
         else:
             peft_model = get_peft_model(base, peft_config)  # type: ignore[assignment]
     except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
         raise InputError(f"peft cannot put this adapter into {type(base).__name__}: {first_line(error)}") from error
     if not isinstance(peft_model, PeftModel):
         raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
+    if folder is not None:
+        refuse_other_tensors(peft_model, folder)
     _refuse_trained_base(peft_model, own)
     if reference is not None:
         _probe(Streams(peft_model), own, reference)
@@ -87,19 +100,48 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
     return peft_model
 
 
-def read_adapter_config(folder: str | os.PathLike[str]) -> PeftConfig:
-    """The peft configuration of a trained adapter.
+def fetch_adapter(name: str | os.PathLike[str]) -> Path:
+    """The folder of a trained adapter; from the Hub its two files alone are fetched.
 
     Raises:
-        InputError: there is none.
+        InputError: it is missing, incomplete, or its weights are pickled.
     """
-    path = Path(folder)
-    if path.is_dir() and not (path / "adapter_config.json").is_file():
-        raise InputError(f"{path} holds no adapter: adapter_config.json is missing")
+    folder = fetch(name, (ADAPTER_CONFIG, ADAPTER), "adapter", {})
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{folder} holds no adapter: {ADAPTER_CONFIG} is missing")
+    if not (folder / ADAPTER).is_file():
+        raise InputError(
+            f"{folder} holds no weights that can be read safely: {ADAPTER} is missing (pickles are not read)"
+        )
+    return folder
+
+
+def read_adapter_config(folder: Path) -> PeftConfig:
+    """The peft configuration in an adapter's folder.
+
+    Raises:
+        InputError: it is damaged, or of a method or version that the installed peft does not know.
+    """
     try:
         return PeftConfig.from_pretrained(os.fspath(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"adapter {os.fspath(folder)!r} cannot be read: {first_line(error)}") from error
+        raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {first_line(error)}") from error
+
+
+def refuse_other_tensors(peft_model: PeftModel, folder: Path) -> None:
+    """Raises `InputError` if the adapter's file lacks tensors that the model has, or the other way round."""
+    try:
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            saved = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / ADAPTER} is damaged: {first_line(error)}") from error
+    own = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    if saved != own:
+        example = sorted(saved ^ own)[0]
+        raise InputError(
+            f"the tensors in {folder / ADAPTER} do not fit this base model: {len(own - saved)} are missing and "
+            f"{len(saved - own)} too many, such as {example}"
+        )
 
 
 def refuse_settings(config: PeftConfig, loaded: bool) -> None:
@@ -148,12 +190,6 @@ def _on_meta(model: nn.Module) -> bool:
     return any(parameter.device.type == "meta" for parameter in model.parameters())
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for one-line messages."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _probe_inputs(base: nn.Module) -> dict[str, Tensor]:
     vocabulary = base_shape(base)["vocab_size"]  # type: ignore[arg-type]
     device = base.get_input_embeddings().weight.device  # type: ignore[operator]
@@ -181,7 +217,7 @@ def _reference_memory(base: PreTrainedModel) -> Tensor:
             base(**{**inputs, "input_ids": changed})
             after = tap.memory
             assert after is not None
-            if not _same(after[:, :-1], memory[:, :-1]):
+            if not _same(after[:, :-1], memory[:, :-1], 1e-5 if memory.dtype == torch.float32 else 1e-2):
                 raise InputError(
                     f"{type(base).__name__} is not causal: a later token changes an earlier memory (is_decoder=True missing?)"
                 )
@@ -206,9 +242,9 @@ def _refuse_trained_base(peft_model: PeftModel, own: set[int]) -> None:
         )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _same(a: Tensor, b: Tensor, tolerance: float = 1e-3) -> bool:
     scale = b.float().abs().max().clamp(min=1e-6)
-    return a.shape == b.shape and bool(((a.float() - b.float()).abs().max() / scale) < 1e-3)
+    return a.shape == b.shape and bool(((a.float() - b.float()).abs().max() / scale) < tolerance)
 
 
 @contextmanager

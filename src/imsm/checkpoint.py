@@ -12,59 +12,27 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from imsm import building, card
+from imsm.building import ADAPTER, ADAPTER_CONFIG
 from imsm.config import FORMAT_VERSION, SiameseConfig
-from imsm.errors import InputError
+from imsm.errors import InputError, first_line
+from imsm.folders import fetch, staged
 
 if TYPE_CHECKING:
     from imsm.model import SiameseForCausalLM
 
 CONFIG, GATE = "config.json", "gate.safetensors"
-ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 REQUIRED = (CONFIG, ADAPTER_CONFIG, ADAPTER, GATE)
 #: Arguments of `from_pretrained` that say where the folder is fetched from; the rest go to the base model.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` whose files are moved into it at the end; nothing is moved on an error.
-
-    A new folder appears in one rename. In an existing one files are replaced one by one, `config.json` last.
-
-    Raises:
-        InputError: `folder` is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder to save into")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield stage
-        stage.chmod(0o755)
-        if not folder.exists():
-            stage.rename(folder)
-            return
-        for path in sorted(stage.iterdir(), key=lambda path: path.name == CONFIG):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def save(
@@ -123,32 +91,6 @@ def push(
     return str(commit.commit_url)
 
 
-def fetch(name: str | os.PathLike[str], files: tuple[str, ...], what: str, hub: dict[str, Any]) -> Path:
-    """The folder `name`, or a download of just `files` from the Hub repository of that name.
-
-    Raises:
-        InputError: there is no such folder or repository.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.exists() or os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1:
-        raise InputError(f"{what} {os.fspath(name)!r} is not a folder")
-    try:
-        return Path(snapshot_download(os.fspath(name), allow_patterns=list(files), **hub))
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        ValueError,
-        OSError,
-    ) as e:
-        raise InputError(
-            f"{what} {os.fspath(name)!r} is neither a folder here nor a repository that the Hub gives: {building.first_line(e)}"
-        ) from e
-
-
 def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path, SiameseConfig]:
     """The folder of a checkpoint and its config.
 
@@ -162,7 +104,7 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
     try:
         values, _ = SiameseConfig.get_config_dict(os.fspath(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} cannot be read: {building.first_line(error)}") from error
+        raise InputError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from error
     if values.get("model_type") != SiameseConfig.model_type:
         raise InputError(
             f"{folder / CONFIG} is of a model of type {values.get('model_type')!r}, not of a siamese model "
@@ -228,7 +170,7 @@ def load_gate(model: SiameseForCausalLM, folder: Path) -> None:
     try:
         state = load_file(folder / GATE)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / GATE} is damaged: {building.first_line(error)}") from error
+        raise InputError(f"{folder / GATE} is damaged: {first_line(error)}") from error
     own = model.gate.state_dict()
     if {k: tuple(v.shape) for k, v in state.items()} != {k: tuple(v.shape) for k, v in own.items()}:
         raise InputError(

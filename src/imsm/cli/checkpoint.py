@@ -8,9 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from imsm import building
 from imsm.checkpoint import read_config
-from imsm.errors import InputError
+from imsm.errors import InputError, first_line
 from imsm.model import SiameseForCausalLM
 
 
@@ -72,10 +71,10 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[SiameseForCausalLM, PreTr
     try:
         model.to(device)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} cannot be used: {building.first_line(error)}") from error
+        raise InputError(f"--device {device} cannot be used: {first_line(error)}") from error
     source = folder if (Path(folder) / "tokenizer_config.json").is_file() else args.base or config.base_model
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no tokenizer in {folder} nor with its base: {building.first_line(error)}") from error
+        raise InputError(f"no tokenizer in {folder} nor with its base: {first_line(error)}") from error
     return model, tokenizer

@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from imsm import building
 from imsm.data import IGNORED, ExampleSet, describe, read_examples
-from imsm.errors import InputError
+from imsm.errors import InputError, first_line
 from imsm.settings import DataConfig
 
 DEFAULT_LENGTH = DataConfig(train="-").max_length
@@ -47,9 +46,7 @@ def run(argv: list[str]) -> int:
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"the tokenizer of --model {args.model!r} cannot be loaded: {building.first_line(error)}"
-        ) from error
+        raise InputError(f"the tokenizer of --model {args.model!r} cannot be loaded: {first_line(error)}") from error
     found = read_examples(args.source, tokenizer, config, args.split)
 
     console = Console(highlight=False)

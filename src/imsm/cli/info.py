@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from imsm.building import read_adapter_config
-from imsm.checkpoint import ADAPTER, GATE, read_config
+from imsm.building import ADAPTER, read_adapter_config
+from imsm.checkpoint import GATE, read_config
 
 
 def run(argv: list[str]) -> int:

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback
 
 from imsm import building, checkpoint
 from imsm.data import AnswerCollator, ExampleSet, load_examples
-from imsm.errors import InputError
+from imsm.errors import InputError, first_line
+from imsm.folders import staged
 from imsm.model import SiameseForCausalLM
 from imsm.settings import TrainConfig, nearest, read_yaml, to_yaml
 from imsm.training.progress import LogFile, ProgressBar
@@ -88,7 +89,7 @@ def train(config: TrainConfig) -> TrainResult:
     model.config.training = record(config, train_set, metrics)
     if trainer.is_world_process_zero():
         trainer.save_portable(folder)
-        with checkpoint.staged(folder) as stage:
+        with staged(folder) as stage:
             tokenizer.save_pretrained(stage)
     return TrainResult(model if config.method == "imsm" else model.peft_model, tokenizer, folder, metrics, log)
 
@@ -127,9 +128,7 @@ def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"the tokenizer of model {config.model!r} cannot be loaded: {building.first_line(error)}"
-        ) from error
+        raise InputError(f"the tokenizer of model {config.model!r} cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -164,7 +163,7 @@ def adapter_config(settings: dict[str, Any], total_steps: int) -> PeftConfig:
     try:
         return known[kind](**settings)
     except (TypeError, ValueError) as error:
-        raise InputError(f"peft refuses the adapter settings: {building.first_line(error)}") from error
+        raise InputError(f"peft refuses the adapter settings: {first_line(error)}") from error
 
 
 def build_model(config: TrainConfig, adapter: PeftConfig) -> SiameseForCausalLM:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from imsm.checkpoint import staged
 from imsm.errors import InputError
+from imsm.folders import staged
 from imsm.gates import Mix
 from imsm.model import SiameseForCausalLM
 from imsm.training.rank_schedule import RankSchedule

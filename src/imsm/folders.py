@@ -1,0 +1,73 @@
+"""Folders that come from a disk or the Hub, and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from imsm.errors import InputError, first_line
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` whose files are moved into it at the end; nothing is moved on an error.
+
+    A new folder appears in one rename. In an existing one files are replaced one by one, `config.json` last, since a
+    folder without it counts as incomplete.
+
+    Raises:
+        InputError: `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder to save into")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield stage
+        stage.chmod(0o755)
+        if not folder.exists():
+            stage.rename(folder)
+            return
+        for path in sorted(stage.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def fetch(name: str | os.PathLike[str], files: tuple[str, ...], what: str, hub: dict[str, Any]) -> Path:
+    """The folder `name`, or a download of just `files` from the Hub repository of that name.
+
+    Raises:
+        InputError: there is no such folder or repository.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1:
+        raise InputError(f"{what} {os.fspath(name)!r} is not a folder")
+    try:
+        return Path(snapshot_download(os.fspath(name), allow_patterns=list(files), **hub))
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        ValueError,
+        OSError,
+    ) as e:
+        raise InputError(
+            f"{what} {os.fspath(name)!r} is neither a folder here nor a repository that the Hub gives: {first_line(e)}"
+        ) from e
