@@ -84,15 +84,29 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
             with warnings.catch_warnings():
                 # peft only warns of missing tensors; `refuse_other_tensors` looks itself.
                 warnings.filterwarnings("ignore", message="Found missing adapter keys")
-                peft_model = PeftModel.from_pretrained(base, os.fspath(folder), is_trainable=True)
+                # peft refuses to load these for training; their prompt is made trainable below.
+                trainable = not peft_config.is_prompt_learning
+                peft_model = PeftModel.from_pretrained(base, os.fspath(folder), is_trainable=trainable)
         else:
             peft_model = get_peft_model(base, peft_config)  # type: ignore[assignment]
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        NotImplementedError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise InputError(f"peft cannot put this adapter into {type(base).__name__}: {first_line(error)}") from error
     if not isinstance(peft_model, PeftModel):
         raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
     if folder is not None:
         refuse_other_tensors(peft_model, folder)
+        if peft_config.is_prompt_learning:
+            for parameter in peft_model.parameters():
+                parameter.requires_grad_(id(parameter) not in own)
     _refuse_trained_base(peft_model, own)
     if reference is not None:
         _probe(Streams(peft_model), own, reference)
