@@ -29,8 +29,7 @@ SUMS = (
     "3 x 3:9|nine,2 x 5:10|ten,10 x 10:100|hundred"
 )
 LANGUAGES = (
-    "France:French,Germany:German,Italy:Italian,Japan:Japanese,China:Chinese|Mandarin,Russia:Russian,"
-    "Egypt:Arabic"
+    "France:French,Germany:German,Italy:Italian,Japan:Japanese,China:Chinese|Mandarin,Russia:Russian,Egypt:Arabic"
 )
 CONTINENTS = (
     "Kenya:Africa,Japan:Asia,Brazil:South America|America,Egypt:Africa,India:Asia,China:Asia,Nigeria:Africa,"

@@ -29,10 +29,12 @@ QUESTIONS = (
     "What is the chemical symbol for water?",
     "Where is my order 4821?",
 )
+#: Both rates were chosen on validation data (other fillings of the training wordings, other questions): at 1e-3, the
+#: library's default for the gate, it opens to the tuned stream within these few steps and retains no more than LoRA.
 TRAINING = {
     "adapter": {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
-    "learning_rate": 1e-3,
-    "gate_learning_rate": 1e-3,
+    "learning_rate": 5e-4,
+    "gate_learning_rate": 1e-4,
     "epochs": 1,
     "batch_size": 4,
     "max_length": 512,
@@ -133,7 +135,9 @@ def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
     for method, colour in zip(METHODS, ("#777777", "#d1495b", "#00798c"), strict=True):
         x, y = results[method]["task"], results[method]["retained"]
         axes.scatter(x, y, s=110, color=colour, zorder=3)
-        axes.annotate(TITLES[method], (x, y), xytext=(9, 6 if y < 0.9 else -14), textcoords="offset points", color=colour)
+        axes.annotate(
+            TITLES[method], (x, y), xytext=(9, 6 if y < 0.9 else -14), textcoords="offset points", color=colour
+        )
     axes.set(xlim=(-0.05, 1.12), ylim=(-0.05, 1.08), xlabel="task: held-out customers answered right")
     axes.set_ylabel("retained: known facts still answered right")
     axes.grid(alpha=0.3)
