@@ -54,3 +54,10 @@ def test_the_commands_exist() -> None:
 def test_the_files_it_points_at_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_is_the_measured_one() -> None:
+    results = json.loads((ROOT / "docs" / "quickstart.json").read_text(encoding="utf-8"))
+    for method, title in (("base", "base model"), ("lora", "LoRA"), ("imsm", "IMSM")):
+        row = results[method]
+        assert f"| {title} | {row['task']:.2f} | {row['retained']:.2f} | {row['train_seconds']:.0f} s |" in TEXT
