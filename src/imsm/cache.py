@@ -210,4 +210,4 @@ class TwinCache(Cache):
 
     @property
     def batch_size(self) -> int:
-        return self.halves[0].batch_size
+        return self.halves[0].batch_size if self.running is None else self.running.count.shape[0]

@@ -366,6 +366,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         )
         if last is not None and cache is not None:
             cache.query = query
+            cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
         return query
 
     def _mix(self, memories: Pair, query: Pair, force_gate: float | None) -> Mix:
