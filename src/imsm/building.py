@@ -94,7 +94,6 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
         TypeError,
         KeyError,
         RuntimeError,
-        NotImplementedError,
         AttributeError,
         ImportError,
         SafetensorError,
