@@ -90,9 +90,9 @@ def mix(name: str, weights: dict[str, Tensor], h: Tensor, tuned: Tensor, q: Tens
     return token
 
 
-def assert_same(logits: Tensor, expected: Tensor) -> None:
+def assert_same(logits: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     """Equal but for rounding, seen against the size of the logits."""
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance * float(expected.detach().abs().max()))
 
 
 class Oracle:

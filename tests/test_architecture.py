@@ -12,7 +12,9 @@ SOURCE = Path(imsm.__file__).parent
 LAYERS = (
     {"errors"},
     {"config", "folders", "gates", "query"},
-    {"cache", "settings", "streams"},
+    {"cache", "settings", "views"},
+    {"shared"},
+    {"streams"},
     {"building"},
     {"card"},
     {"checkpoint"},

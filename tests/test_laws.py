@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -72,6 +73,21 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(*request.param)
 
 
+@pytest.fixture(params=["shared", "two"])
+def passes(request: pytest.FixtureRequest, pair: Pair) -> Iterator[str]:
+    """Both ways to run both streams; a model has one of them alone only where the adapter lengthens the sequence."""
+    if request.param == "shared" and pair.model.streams.prefix_length:
+        with pytest.raises(InputError, match="puts a prefix before"):
+            pair.model.passes = "shared"
+        assert pair.model.passes == "two"
+        yield "two"
+        return
+    pair.model.passes = request.param
+    yield request.param
+    if not pair.model.streams.prefix_length:
+        pair.model.passes = "shared"
+
+
 PROMPTS = random_prompts()
 LEFT, RIGHT = padded(PROMPTS), padded(PROMPTS, "right")
 
@@ -103,17 +119,19 @@ def test_the_adapter_matters(pair: Pair) -> None:
     assert difference.abs().max() > 0.03 * forward(pair.base).abs().max()
 
 
-@pytest.mark.parametrize("both_run", [False, True])
-def test_gate_at_one_is_the_base_model(pair: Pair, both_run: bool) -> None:
-    assert torch.equal(forward(pair.model, force_gate=1, output_memories=both_run), forward(pair.base))
+@pytest.mark.parametrize("gate", [0, 1])
+def test_gate_at_its_ends_is_peft_and_the_base_model(pair: Pair, gate: int, passes: str) -> None:
+    """Bit for bit, unless both streams share a pass, whose products have other shapes."""
+    expected = forward(pair.base if gate == 1 else pair.model.peft_model)
+    assert torch.equal(forward(pair.model, force_gate=gate), expected)
+    both_run = forward(pair.model, force_gate=gate, output_memories=True)
+    if passes == "two":
+        assert torch.equal(both_run, expected)
+    else:
+        assert_same(both_run, expected, 1e-4)
 
 
-@pytest.mark.parametrize("both_run", [False, True])
-def test_gate_at_zero_is_peft(pair: Pair, both_run: bool) -> None:
-    assert torch.equal(forward(pair.model, force_gate=0, output_memories=both_run), forward(pair.model.peft_model))
-
-
-def test_forward_is_the_oracle(pair: Pair) -> None:
+def test_forward_is_the_oracle(pair: Pair, passes: str) -> None:
     prompt = LEFT.mask * (torch.arange(LEFT.ids.shape[1]) < 7)
     labels = LEFT.ids.where(LEFT.mask * (1 - prompt) > 0, -100)
     labels[2, 3:5] = LEFT.ids[2, 3:5]  # an answer earlier on
@@ -127,7 +145,7 @@ def test_forward_is_the_oracle(pair: Pair) -> None:
         assert_same(forward(pair.model, **arguments), torch.cat(LEFT.rows(expected)))
 
 
-def test_cached_is_uncached(pair: Pair) -> None:
+def test_cached_is_uncached(pair: Pair, passes: str) -> None:
     cache, logits = None, []
     for start, stop in ((0, 5), (5, 8), (8, 9)):
         with torch.no_grad():
@@ -137,6 +155,31 @@ def test_cached_is_uncached(pair: Pair) -> None:
         cache = output.past_key_values
         logits.append(output.logits)
     assert_same(torch.cat(LEFT.rows(torch.cat(logits, dim=1))), forward(pair.model))
+
+
+def test_a_shared_pass_is_two_passes(pair: Pair) -> None:
+    """Memories and logits to 1e-4, of a prompt and of the steps after it."""
+    if pair.model.streams.prefix_length:
+        assert pair.model.passes == "two"
+        return
+    found = []
+    for passes in ("two", "shared"):
+        pair.model.passes = passes
+        cache, parts = None, []
+        for start, stop in ((0, 6), (6, 7), (7, 9)):
+            with torch.no_grad():
+                output = pair.model(
+                    LEFT.ids[:, start:stop],
+                    LEFT.mask[:, :stop],
+                    LEFT.positions[:, start:stop],
+                    past_key_values=cache,
+                    output_memories=True,
+                )
+            cache = output.past_key_values
+            parts.append(torch.cat([output.base_memory, output.tuned_memory, output.logits], dim=-1))
+        assert (cache.shared is not None) == (passes == "shared")
+        found.append(torch.cat(LEFT.rows(torch.cat(parts, dim=1))))
+    assert_same(found[1], found[0], 1e-4)
 
 
 def test_padding_and_neighbours_do_not_matter(pair: Pair) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch
+from imsm.shared import layers_below
 from imsm.streams import HeadTap, Streams, output_head
 
 #: peft's own two files.
@@ -60,8 +61,8 @@ def load_base(
     return model, kwargs.get("revision") or getattr(model.config, "_commit_hash", None)
 
 
-def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str]) -> PeftModel:
-    """Puts an adapter into `base` (in place) and checks that both streams work.
+def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str]) -> Streams:
+    """Puts an adapter into `base` (in place), checks that both streams work, and finds out whether they share passes.
 
     Args:
         base: the plain base model.
@@ -107,10 +108,15 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
             for parameter in peft_model.parameters():
                 parameter.requires_grad_(id(parameter) not in own)
     _refuse_trained_base(peft_model, own)
+    streams = Streams(peft_model)
     if reference is not None:
-        _probe(Streams(peft_model), own, reference)
-        peft_model.train(was_training)
-    return peft_model
+        try:
+            _probe(streams, own, reference)
+        except InputError:
+            streams.tap.remove()
+            raise
+        streams.train(was_training)
+    return streams
 
 
 def fetch_adapter(name: str | os.PathLike[str]) -> Path:
@@ -304,12 +310,11 @@ def _probe(streams: Streams, own: set[int], reference: Tensor) -> None:
             with torch.no_grad():
                 streams.tuned(inputs, None)
             tuned = streams.tap.memory
+            prove_shared(streams)
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"peft's {kind} does not run on {type(streams.base).__name__}: {first_line(error)}") from error
-    finally:
-        streams.tap.remove()
     assert frozen is not None and tuned is not None
     if not _same(frozen, reference):
         raise InputError(f"{kind} stays on when switched off, so the frozen stream would not be the base model")
@@ -322,3 +327,53 @@ def _probe(streams: Streams, own: set[int], reference: Tensor) -> None:
         raise InputError(
             f"{kind} as configured has no effect on the memories; check target_modules and the layers chosen"
         )
+
+
+@torch.no_grad()
+def prove_shared(streams: Streams) -> None:
+    """Lets the streams share their passes if that gives what two passes give, for a padded prompt and a cached step.
+
+    The adapter must be disturbed and the model in eval mode. Sets `once` and `why_two` of `streams`.
+    """
+    streams.once, streams.why_two = None, "the adapter puts a prefix before the tuned stream's tokens"
+    if streams.prefix_length:
+        return
+    prompt: dict[str, Any] = _probe_inputs(streams.base)
+    prompt["attention_mask"][0, :2] = 0
+    prompt["use_cache"] = True
+    step = {
+        "input_ids": prompt["input_ids"][:, -1:],
+        "attention_mask": torch.nn.functional.pad(prompt["attention_mask"], (0, 1), value=1),
+        "use_cache": True,
+    }
+    attended = prompt["attention_mask"].bool()
+
+    def memories(run: Callable[..., Any]) -> list[Tensor]:
+        cache = streams.cache_of(run(prompt, None))
+        first = streams.tap.memory
+        if cache is None:
+            raise InputError("the model returns no cache")
+        run(step, cache)
+        last = streams.tap.memory
+        assert first is not None and last is not None
+        return [part[rows] for part, rows in ((first, attended.repeat(len(first) // 2, 1)), (last, slice(None)))]
+
+    try:
+        frozen, tuned = memories(streams.frozen), memories(streams.tuned)
+    except Exception as error:
+        streams.why_two = f"they cannot be run with a cache: {first_line(error)}"
+        return
+    expected = [torch.cat(pair) for pair in zip(frozen, tuned, strict=True)]
+    tolerance = 1e-3 if expected[0].dtype == torch.float32 else 3e-2
+    for once in sorted({layers_below(streams.base), 0}, reverse=True):
+        streams.once = once
+        try:
+            found = memories(streams.both)
+        except Exception as error:
+            streams.why_two = f"a pass of both fails: {type(error).__name__}: {first_line(error)}"
+        else:
+            if all(_same(a, b, tolerance) for a, b in zip(found, expected, strict=True)):
+                streams.why_two = ""
+                return
+            streams.why_two = "a pass of both does not give what two passes give"
+    streams.once = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NoReturn
 
 import torch
@@ -13,11 +14,13 @@ from imsm.query import RunningQuery
 
 
 class TwinCache(Cache):
-    """Two caches that move together. Every operation goes to both.
+    """Both streams' caches, which move together: one cache of 2B rows if the streams share their passes, else two.
 
     Attributes:
         base: the frozen stream's cache.
         tuned: the tuned stream's cache; longer than `base` by the adapter's prefix, if it has one.
+        shared: in place of these two, the cache of both: B rows of the frozen stream, then B of the tuned one.
+        once: lowest layers of `shared` that hold B rows, those of both streams.
         seen: tokens of the sequence held so far (padding counted, a prefix not).
         running: sums of the memories of all tokens seen; None before the first and after a crop that cannot be undone.
         prompt_length: tokens that come before the answer being generated; None outside an answer.
@@ -30,22 +33,26 @@ class TwinCache(Cache):
     def __init__(self, base: Cache | None = None, tuned: Cache | None = None) -> None:
         self.base = base
         self.tuned = tuned
+        self.shared: Cache | None = None
+        self.once = 0
         self.seen = 0
         self.running: RunningQuery | None = None
         self.prompt_length: int | None = None
         self.query: tuple[Tensor | None, Tensor | None] | None = None
         self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
+        self._rows: int | None = None
 
     @property
-    def halves(self) -> list[Cache]:
-        """The caches in use: both, or one if a stream is not run."""
-        return [half for half in (self.base, self.tuned) if half is not None]
+    def parts(self) -> list[Cache]:
+        """The caches in use: the shared one, both, or one if a stream is not run."""
+        return [part for part in (self.shared, self.base, self.tuned) if part is not None]
 
     def __repr__(self) -> str:
-        return f"TwinCache(seen={self.seen}, base={self.base}, tuned={self.tuned})"
+        held = f"shared={self.shared}" if self.shared is not None else f"base={self.base}, tuned={self.tuned}"
+        return f"TwinCache(seen={self.seen}, {held})"
 
     def __len__(self) -> int:
-        return max(len(half) for half in self.halves)
+        return max((len(part) for part in self.parts), default=0)
 
     # -- the query ---------------------------------------------------------------------------------------------------
 
@@ -57,11 +64,39 @@ class TwinCache(Cache):
         """
         if self.seen == 0:
             return
+        if self.shared is not None:
+            if not (base and tuned):
+                self.split()
+            return
         if (base and self.base is None) or (tuned and self.tuned is None):
             raise InputError(
                 "this cache was filled with force_gate and lacks a stream; continue with the same force_gate, or start "
                 "from a fresh cache"
             )
+
+    def split(self) -> None:
+        """Make two caches of the shared one, so that one stream can go on alone.
+
+        Raises:
+            InputError: a layer of the cache cannot give away rows.
+        """
+        assert self.shared is not None
+
+        def half(tuned: bool) -> Cache:
+            made = copy.copy(self.shared)
+            assert made is not None
+            made.layers = [copy.copy(layer) for layer in made.layers]
+            for layer in made.layers[self.once :]:
+                if not hasattr(layer, "batch_select_indices"):
+                    raise InputError(
+                        f"force_gate cannot be set on a cache of both streams with layers of kind {type(layer).__name__}; "
+                        "set it from the first token on, or start from a fresh cache"
+                    )
+                rows = torch.arange(self.batch_size) + (self.batch_size if tuned else 0)
+                layer.batch_select_indices(rows)
+            return made
+
+        self.base, self.tuned, self.shared = half(tuned=False), half(tuned=True), None
 
     def begin_answer(self, prompt_length: int | None) -> None:
         """Forget the last answer's query: the next one is pooled over the sequence's first `prompt_length` tokens."""
@@ -69,6 +104,7 @@ class TwinCache(Cache):
 
     def record(self, base: Tensor | None, tuned: Tensor | None, attended: Tensor) -> None:
         """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding."""
+        self._rows = attended.shape[0]
         if self.seen > 0 and self.running is None:
             # A crop undid more than the last step: the mean over the whole sequence is no longer known.
             self.seen += attended.shape[1]
@@ -110,8 +146,8 @@ class TwinCache(Cache):
 
     @property
     def layers(self) -> list[Any]:  # type: ignore[override]
-        """The layers of both halves, the frozen stream's first."""
-        return [layer for half in self.halves for layer in half.layers]
+        """The layers of all parts, the frozen stream's first."""
+        return [layer for part in self.parts for layer in part.layers]
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise InputError("a TwinCache belongs to a siamese model; give a plain model a cache of its own")
@@ -120,25 +156,24 @@ class TwinCache(Cache):
         return self.seen
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        return max(half.get_max_length(layer_idx) for half in self.halves)
+        return max(part.get_max_length(layer_idx) for part in self.parts)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.halves[0].get_mask_sizes(query_length, layer_idx)
+        return self.parts[0].get_mask_sizes(query_length, layer_idx)
 
     def reset(self) -> None:
-        for half in self.halves:
-            half.reset()
-        self.seen, self.running, self._last = 0, None, None
+        for part in self.parts:
+            part.reset()
+        self.seen, self.running, self._last, self._rows = 0, None, None, None
         self.begin_answer(None)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        for half in self.halves:
-            half.reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self._each_layer("reorder_cache", beam_idx)
         self._select(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        for half in self.halves:
-            half.crop(tokens_to_remove)
+        for part in self.parts:
+            part.crop(tokens_to_remove)
         removed = abs(tokens_to_remove)
         self.seen -= removed
         if self.prompt_length is not None and self.seen < self.prompt_length:
@@ -169,24 +204,31 @@ class TwinCache(Cache):
         )
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        for half in self.halves:
-            half.batch_repeat_interleave(repeats)
-        if self._last is not None:
-            self._select(torch.arange(self._last[2].shape[0]).repeat_interleave(repeats))
+        for part in self.parts:
+            part.batch_repeat_interleave(repeats)
+        if self._rows is not None:
+            self._select(torch.arange(self._rows).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        for half in self.halves:
-            half.batch_select_indices(indices)
+        self._each_layer("batch_select_indices", indices)
         self._select(indices)
 
     def activate_past_recording(self) -> None:
-        for half in self.halves:
-            half.activate_past_recording()
+        for part in self.parts:
+            part.activate_past_recording()
+
+    def _each_layer(self, operation: str, rows: Tensor) -> None:
+        """Do `operation` with `rows` to every layer, and with those rows of both streams to layers that hold both."""
+        for part in self.parts:
+            both = torch.cat([rows, rows + self.batch_size]) if part is self.shared else rows
+            for index, layer in enumerate(part.layers):
+                getattr(layer, operation)(rows if part is self.shared and index < self.once else both)
 
     def _select(self, rows: Tensor) -> None:
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.index_select(0, rows.to(x.device))
 
+        self._rows = len(rows)
         if self.running is not None:
             self.running = self.running.select(rows)
         if self.query is not None:
@@ -202,12 +244,12 @@ class TwinCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        return all(half.is_croppable for half in self.halves)
+        return all(part.is_croppable for part in self.parts)
 
     @property
     def is_initialized(self) -> bool:
-        return all(half.is_initialized for half in self.halves)
+        return all(part.is_initialized for part in self.parts)
 
     @property
     def batch_size(self) -> int:
-        return self.halves[0].batch_size if self.running is None else self.running.count.shape[0]
+        return self._rows if self._rows is not None else self.parts[0].batch_size

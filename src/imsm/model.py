@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -60,14 +61,15 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
     # The loss below divides by `num_items_in_batch`, so Trainer's accumulation is exact.
     accepts_loss_kwargs = True
 
-    def __init__(self, config: SiameseConfig, peft_model: PeftModel | None = None) -> None:
-        if peft_model is None:
+    def __init__(self, config: SiameseConfig, streams: Streams | None = None) -> None:
+        if streams is None:
             raise InputError(
                 "a siamese model is built on a base model: use SiameseForCausalLM.from_base(base, peft_config) or "
                 "SiameseForCausalLM.from_pretrained(folder)"
             )
         super().__init__(config)
-        self.streams = Streams(peft_model)
+        self.streams = streams
+        self._two_passes = False
         head = self.base.get_output_embeddings()
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
         self.gate.to(next(head.parameters()).device)
@@ -280,21 +282,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             extras.update(gate=mix.gate, base_memory=memories[0], tuned_memory=memories[1])
             return mix.memory[None] if answers_only else mix.memory
 
-        base_cache, tuned_cache = (cache.base, cache.tuned) if cache is not None else (None, None)
-        if not run_tuned:
-            output = self.streams.frozen(inputs, base_cache, lambda memory: weave(memory, None))
-            base_cache = self.streams.cache_of(output)
-        else:
-            base_memory = None
-            if run_base:
-                base_cache = self.streams.cache_of(self.streams.frozen(inputs, base_cache))
-                base_memory = self.streams.tap.memory
-            output = self.streams.tuned(inputs, tuned_cache, lambda memory: weave(base_memory, memory))
-            tuned_cache = self.streams.cache_of(output)
-        if cache is not None:
-            # A stream that was left out lacks these tokens for good.
-            cache.base, cache.tuned = base_cache if run_base else None, tuned_cache if run_tuned else None
-        self.streams.tap.memory = None
+        output = self._run(inputs, cache, run_base, run_tuned, weave)
 
         logits, loss = output.logits, None
         if supervised is not None and targets is not None:
@@ -310,6 +298,66 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             tuned_memory=extras["tuned_memory"] if output_memories else None,
         )
         return result.to_tuple() if return_dict is False else result
+
+    def _run(
+        self,
+        inputs: dict[str, Any],
+        cache: TwinCache | None,
+        run_base: bool,
+        run_tuned: bool,
+        weave: Callable[[Tensor | None, Tensor | None], Tensor],
+    ) -> Any:
+        """The streams asked for, in one pass if they can share it; their caches go into `cache`."""
+        streams = self.streams
+        if run_base and run_tuned and self._shares_a_pass(cache):
+            output = streams.both(
+                inputs, cache.shared if cache is not None else None, lambda memory: weave(*memory.chunk(2))
+            )
+            if cache is not None:
+                cache.shared, cache.once = streams.cache_of(output), streams.once or 0
+            return output
+        base_cache, tuned_cache = (cache.base, cache.tuned) if cache is not None else (None, None)
+        if not run_tuned:
+            output = streams.frozen(inputs, base_cache, lambda memory: weave(memory, None))
+            base_cache = streams.cache_of(output)
+        else:
+            base_memory = None
+            if run_base:
+                base_cache = streams.cache_of(streams.frozen(inputs, base_cache))
+                base_memory = streams.tap.memory
+            output = streams.tuned(inputs, tuned_cache, lambda memory: weave(base_memory, memory))
+            tuned_cache = streams.cache_of(output)
+        if cache is not None:
+            # A stream that was left out lacks these tokens for good.
+            cache.base, cache.tuned = base_cache if run_base else None, tuned_cache if run_tuned else None
+        streams.tap.memory = None
+        return output
+
+    @property
+    def passes(self) -> Literal["shared", "two"]:
+        """How both streams are run in inference: in one pass over a doubled batch, or one after the other.
+
+        Shared wherever it was proved to give the same when the model was built. Assign "two" to have the reference
+        computation. Training always takes two passes, the frozen one without gradients and dropout.
+
+        Raises:
+            InputError: "shared" is assigned, and cannot be for this model and adapter; or another value.
+        """
+        return "two" if self._two_passes or self.streams.once is None else "shared"
+
+    @passes.setter
+    def passes(self, value: str) -> None:
+        if value not in ("shared", "two"):
+            raise InputError(f"passes must be 'shared' or 'two', got {value!r}")
+        if value == "shared" and self.streams.once is None:
+            raise InputError(f"the streams of this model cannot share a pass: {self.streams.why_two}")
+        self._two_passes = value == "two"
+
+    def _shares_a_pass(self, cache: TwinCache | None) -> bool:
+        """Whether both streams are run at once now: in inference, unless a cache was begun otherwise."""
+        if cache is not None and cache.seen > 0:
+            return cache.shared is not None
+        return self.passes == "shared" and not self.training and not torch.is_grad_enabled()
 
     def _twin_cache(self, cache: Any) -> TwinCache:
         if cache is None:
@@ -406,6 +454,9 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             return made.get(self.streams.cache_name)
 
         force_gate = model_kwargs.get("force_gate")
+        if force_gate not in (0, 1) and self.passes == "shared" and generation_config.prefill_chunk_size is None:
+            cache.shared, cache.once = half(), self.streams.once or 0
+            return
         cache.base = half() if force_gate != 0 else None
         cache.tuned = half() if force_gate != 1 else None
 

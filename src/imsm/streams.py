@@ -1,4 +1,4 @@
-"""The two streams: one set of base weights, read with the adapter off (frozen) and with it on (tuned).
+"""The two streams: one set of base weights, read with the adapter off (frozen), with it on (tuned), or as both at once.
 
 A stream's memory is whatever reaches the base model's output head. A pre-hook on the head reads it and puts another
 tensor in its place, so that everything the model does between head and logits (bias, scaling, softcapping) is done to
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from imsm.errors import InputError
+from imsm.shared import double, frozen_view, shared_view
+from imsm.views import PatchedForwardError
 
 Replace = Callable[[Tensor], Tensor]
 
@@ -78,10 +80,14 @@ def output_head(base: nn.Module) -> nn.Module:
 
 
 class Streams(nn.Module):
-    """Runs a base model with a peft adapter in it as either of the two streams.
+    """Runs a base model with a peft adapter in it as one of the two streams, or as both at once.
 
     Args:
         peft_model: the base model with its adapter, unmerged.
+
+    Attributes:
+        once: lowest layers that a pass of both streams computes once for both; None if there can be no such pass.
+        why_two: why there can be none.
     """
 
     def __init__(self, peft_model: PeftModel) -> None:
@@ -95,6 +101,11 @@ class Streams(nn.Module):
         self._accepts_positions = "position_ids" in parameters
         #: Pure state-space models name their cache otherwise.
         self.cache_name = "past_key_values" if "past_key_values" in parameters else "cache_params"
+        self.once: int | None = None
+        self.why_two = "it was not tried"
+        #: Views and the adapters' state that they were made for; in a dict, so that they are no submodules.
+        self._views: dict[str, Any] = {}
+        self._compiled: dict[str, Any] = {}
 
     @property
     def base(self) -> Any:
@@ -107,14 +118,30 @@ class Streams(nn.Module):
         config = self.peft_model.active_peft_config
         return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
 
-    @contextmanager
-    def _adapter_off(self) -> Iterator[None]:
-        """Adapter off, dropout off, no gradients. Unlike peft's `disable_adapter` it leaves `requires_grad` alone."""
-        if any(getattr(switch, "merged", False) for switch in self._switches):
+    def _view(self, name: str) -> Any:
+        """The frozen or the shared view, made anew when adapters were added, chosen or switched off."""
+        switch = self._switches[0] if self._switches else None
+        if getattr(switch, "merged", False):
             raise InputError(
                 "the adapter is merged into the base weights, so the frozen stream is gone; call "
                 "peft_model.unmerge_adapter() first"
             )
+        state = (
+            tuple(self.peft_model.peft_config),
+            tuple(self.peft_model.active_adapters),
+            getattr(switch, "_disable_adapters", False),
+            self.once,
+        )
+        if self._views.get("state") != state:
+            self._views, self._compiled = {"state": state}, {}
+        if name not in self._views:
+            base = self.base
+            self._views[name] = frozen_view(base) if name == "frozen" else shared_view(base, self.once or 0)
+        return self._views[name]
+
+    @contextmanager
+    def _adapter_off(self) -> Iterator[None]:
+        """Adapter and dropout off. Unlike peft's `disable_adapter` it leaves `requires_grad` alone."""
         training = [module for module in self.peft_model.modules() if module.training] if self.training else []
         off = [bool(switch._disable_adapters) for switch in self._switches]
         for switch in self._switches:
@@ -122,8 +149,7 @@ class Streams(nn.Module):
         for module in training:
             module.training = False
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             for switch, was_off in zip(self._switches, off, strict=True):
                 switch._disable_adapters = was_off
@@ -131,9 +157,18 @@ class Streams(nn.Module):
                 module.training = True
 
     def frozen(self, inputs: dict[str, Any], cache: Cache | None, replace: Replace = nothing) -> Any:
-        """The base model's own output, with `replace(memory)` given to its head. Memory: `tap.memory`, (B, T, d)."""
-        with self._adapter_off(), self.tap.replacing(replace):
-            return self.base(**self._inputs(inputs, cache))
+        """The base model's own output, with `replace(memory)` given to its head. Memory: `tap.memory`, (B, T, d).
+
+        Without dropout and gradients, whatever mode the model is in.
+        """
+        with torch.no_grad(), self.tap.replacing(replace):
+            try:
+                model = self._view("frozen")
+            except PatchedForwardError:
+                # A library (accelerate, with layers on several devices) put its own forward on the modules.
+                with self._adapter_off():
+                    return self.base(**self._inputs(inputs, cache))
+            return model(**self._inputs(inputs, cache))
 
     def tuned(self, inputs: dict[str, Any], cache: Cache | None, replace: Replace = nothing) -> Any:
         """The output with the adapter on, with `replace(memory)` given to the head. Memory: `tap.memory`, (B, T, d)."""
@@ -143,6 +178,18 @@ class Streams(nn.Module):
             if self.prefix_length:
                 return self.peft_model(**self._inputs(inputs, None))
             return self.peft_model(**self._inputs(inputs, cache))
+
+    def both(self, inputs: dict[str, Any], cache: Cache | None, replace: Replace = nothing) -> Any:
+        """Both streams in one pass over a batch of B rows, as if in eval mode.
+
+        `replace` maps the memories (2B, T, d), the frozen stream's first, to what the head is given.
+        """
+        with self.tap.replacing(replace):
+            return self._view("shared")(**self._doubled(inputs, cache))
+
+    def _doubled(self, inputs: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
+        batch = next(inputs[name] for name in ("input_ids", "inputs_embeds") if name in inputs).shape[0]
+        return {name: double(value, batch) for name, value in self._inputs(inputs, cache).items()}
 
     def _inputs(self, inputs: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
         inputs = dict(inputs)
