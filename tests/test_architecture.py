@@ -15,6 +15,7 @@ LAYERS = (
     {"cache", "settings", "views"},
     {"shared"},
     {"streams"},
+    {"compiled"},
     {"building"},
     {"card"},
     {"checkpoint"},

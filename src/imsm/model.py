@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import CompileConfig, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from imsm import checkpoint
 from imsm.building import attach_adapter, base_shape, enable_checkpointing, load_base
 from imsm.cache import TwinCache
+from imsm.compiled import CompiledStep
 from imsm.config import SiameseConfig
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate, interweave
@@ -70,6 +71,9 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.streams = streams
         self._two_passes = False
+        #: Set while `generate` decodes with a compiled step.
+        self._step: CompiledStep | None = None
+        self._compiled: CompiledStep | None = None
         head = self.base.get_output_embeddings()
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
         self.gate.to(next(head.parameters()).device)
@@ -245,6 +249,9 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             cache.require(base=run_base, tuned=run_tuned)
         attended = attended_tokens(attention_mask, tokens)
         length = tokens.shape[1]
+        if self._step is not None and cache is not None and length == 1 and not (output_gate or output_memories):
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+            return self._compiled_step(self._step, inputs, cache, force_gate, attended)
         inputs = {
             "input_ids": input_ids,
             "inputs_embeds": inputs_embeds,
@@ -332,6 +339,21 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             cache.base, cache.tuned = base_cache if run_base else None, tuned_cache if run_tuned else None
         streams.tap.memory = None
         return output
+
+    def _compiled_step(
+        self, step: CompiledStep, inputs: dict[str, Any], cache: TwinCache, force_gate: float | None, attended: Tensor
+    ) -> SiameseOutput:
+        """One step of `generate` as a compiled graph; the cache, and the query in it, are there already."""
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        kind = "shared" if cache.shared is not None else "frozen" if cache.base is not None else "tuned"
+        query: Pair = (None, None)
+        if force_gate is None and self.gate.uses_query:
+            assert cache.query is not None
+            query = cache.query
+        logits, memory = step(kind, inputs, cache.parts[0], query, force_gate)
+        base, tuned = memory.chunk(2) if kind == "shared" else (memory, memory)
+        cache.record(base if kind != "tuned" else None, tuned if kind != "frozen" else None, attended)
+        return SiameseOutput(logits=logits, past_key_values=cache)
 
     @property
     def passes(self) -> Literal["shared", "two"]:
@@ -459,6 +481,40 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             return
         cache.base = half() if force_gate != 0 else None
         cache.tuned = half() if force_gate != 1 else None
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        """Whether `generate` decodes compiled: with a static cache, on an accelerator or if a `compile_config` is given."""
+        cache, wanted = model_kwargs.get("past_key_values"), generation_config.compile_config is not None
+        static = (
+            isinstance(cache, TwinCache)
+            and len(cache.parts) == 1
+            and cache.parts[0].is_compileable
+            and type(cache.parts[0]) is not DynamicCache
+            and not self.streams.prefix_length
+            and getattr(self.base, "hf_device_map", None) is None
+        )
+        if wanted and not static:
+            raise InputError(
+                "compile_config needs cache_implementation='static', streams that share their passes "
+                f"(model.passes is {self.passes!r}) and a base model on one device"
+            )
+        return static and not generation_config.disable_compile and (wanted or self.device.type != "cpu")
+
+    def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
+        """`forward` with decoding steps compiled; prompts are read uncompiled."""
+        config = compile_config or CompileConfig()
+        if self._compiled is None or self._compiled.config != config:
+            self._compiled = CompiledStep(self.streams, lambda *given: self._mix(*given).memory, config)
+        compiled = self._compiled
+
+        def call(**kwargs: Any) -> Any:
+            self._step = compiled
+            try:
+                return self(**kwargs)
+            finally:
+                self._step = None
+
+        return call
 
 
 def attended_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:

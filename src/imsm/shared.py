@@ -20,7 +20,9 @@ from imsm.views import FewRowsLinear, view
 
 
 def double(value: Any, batch: int) -> Any:
-    """A tensor (B, ...) as (2B, ...), once for each stream; all else as it is."""
+    """A tensor (B, ...) as (2B, ...), once for each stream, also inside a mapping; all else as it is."""
+    if isinstance(value, dict):
+        return {name: double(part, batch) for name, part in value.items()}
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
         return torch.cat([value, value])
     return value

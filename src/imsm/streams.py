@@ -105,7 +105,6 @@ class Streams(nn.Module):
         self.why_two = "it was not tried"
         #: Views and the adapters' state that they were made for; in a dict, so that they are no submodules.
         self._views: dict[str, Any] = {}
-        self._compiled: dict[str, Any] = {}
 
     @property
     def base(self) -> Any:
@@ -133,7 +132,7 @@ class Streams(nn.Module):
             self.once,
         )
         if self._views.get("state") != state:
-            self._views, self._compiled = {"state": state}, {}
+            self._views = {"state": state}
         if name not in self._views:
             base = self.base
             self._views[name] = frozen_view(base) if name == "frozen" else shared_view(base, self.once or 0)
@@ -184,12 +183,17 @@ class Streams(nn.Module):
 
         `replace` maps the memories (2B, T, d), the frozen stream's first, to what the head is given.
         """
+        model, inputs = self.prepared("shared", inputs, cache)
         with self.tap.replacing(replace):
-            return self._view("shared")(**self._doubled(inputs, cache))
+            return model(**inputs)
 
-    def _doubled(self, inputs: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
+    def prepared(self, kind: str, inputs: dict[str, Any], cache: Cache | None) -> tuple[Any, dict[str, Any]]:
+        """The module that runs the "shared", "frozen" or "tuned" pass, and what it is called with."""
+        if kind != "shared":
+            return self._view("frozen") if kind == "frozen" else self.base, self._inputs(inputs, cache)
         batch = next(inputs[name] for name in ("input_ids", "inputs_embeds") if name in inputs).shape[0]
-        return {name: double(value, batch) for name, value in self._inputs(inputs, cache).items()}
+        inputs = {name: double(value, batch) for name, value in inputs.items()}
+        return self._view("shared"), self._inputs(inputs, cache)
 
     def _inputs(self, inputs: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
         inputs = dict(inputs)
