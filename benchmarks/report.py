@@ -1,0 +1,91 @@
+"""`report`: the page docs/benchmarks.md and its pictures, from the records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import sentence
+from benchmarks.pictures import picture
+from benchmarks.run import read
+from benchmarks.table import tables, unmet
+from imsm.errors import InputError
+
+#: In the page's order: what each benchmark asks.
+VERBS = {
+    "train": "What does training cost? The same adapter on the same records, in fresh processes that take turns.",
+    "decode": "How fast is an answer? The same greedy `generate()` call for all; ratios are to peft's unmerged LoRA.",
+    "memory": "What must fit? Weights, KV cache, and the most that is held while decoding.",
+    "scaling": "What does it grow with? Prompt length, share of adapted layers, rank of the gate, at batch 1.",
+    "limit": "What does the machine allow? A step at batch 1 reads every weight once; the memory's bandwidth bounds it.",
+}
+
+
+def write(results: Path, docs: Path) -> Path:
+    """Remakes page and pictures; returns the page's path.
+
+    Raises:
+        InputError: there are no records.
+    """
+    records = [read(path) for path in sorted(results.glob("*.json"))]
+    records = [record for record in records if any(cell["rounds"] for cell in record["cells"].values())]
+    if not records:
+        raise InputError(
+            f"there are no records in {results}; make some first: python -m benchmarks all --out {results}"
+        )
+    docs.mkdir(parents=True, exist_ok=True)
+    for verb in VERBS:
+        if chosen := [record for record in records if record["benchmark"] == verb]:
+            picture(chosen, docs / f"benchmark-{verb}.png")
+    page = docs / "benchmarks.md"
+    beside = page.with_name(page.name + ".new")
+    beside.write_text(text(records), encoding="utf-8")
+    beside.replace(page)
+    return page
+
+
+def text(records: list[dict[str, Any]]) -> str:
+    """The page."""
+    parts = [
+        "# Benchmarks\n",
+        "This page is made by `python -m benchmarks report` from the records in `benchmarks/results`. Numbers are medians; "
+        "in parentheses, their ratio to the peer. Systems take turns within every repetition, after a warm-up.\n",
+        "## Targets that are not met\n",
+    ]
+    missed = [line for record in records for line in unmet(record)]
+    parts.append("".join(f"- {line}\n" for line in missed) or "None of those that were measured.\n")
+    for verb, question in VERBS.items():
+        chosen = [record for record in records if record["benchmark"] == verb]
+        if not chosen:
+            parts.append(f"## {verb}\n\n{question}\n\nNot measured yet: `scripts/benchmark {verb}`\n")
+            continue
+        parts.append(
+            f"## {verb}\n\n{question}\n\n```bash\nscripts/benchmark {verb}\n```\n\n![{verb}](benchmark-{verb}.png)\n"
+        )
+        for record in chosen:
+            parts.append(f"### {record['model']}\n\n{sentence(record)} {counted(record)}\n\n{facts(record)}")
+            parts += [table.markdown() for table in tables(record)]
+    return "\n".join(parts)
+
+
+def counted(record: dict[str, Any]) -> str:
+    """How many repetitions stand behind the medians, and the settings."""
+    counts = [len(cell["rounds"]) for cell in record["cells"].values() if cell["rounds"]]
+    span = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    settings = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in record["settings"].items() if key != "systems"
+    )
+    return f"Repetitions: {span}. Settings: {settings}."
+
+
+def facts(record: dict[str, Any]) -> str:
+    """Whether systems that should decode the same tokens did, or trainers saw the same ones."""
+    lines = []
+    for name, cell in record["cells"].items():
+        same = cell["facts"].get("same_tokens")
+        if isinstance(same, dict) and same and min(same.values()) < 1:
+            shares = ", ".join(f"{pair} {share:.1%}" for pair, share in same.items())
+            lines.append(f"- {name}: equal tokens {shares}\n")
+        elif same is False:
+            lines.append(f"- {name}: the trainers did not read the same number of tokens: {cell['facts']['tokens']}\n")
+    return "".join(lines) + "\n" if lines else ""
