@@ -19,12 +19,13 @@ def main() -> int:
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    module = importlib.import_module(f"benchmarks.{sys.argv[1]}")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     task = json.load(sys.stdin)
     try:
-        for found in importlib.import_module(f"benchmarks.{sys.argv[1]}").child(task):
+        for found in module.child(task):
             print(json.dumps(found), file=results, flush=True)
     except InputError as error:
         print(json.dumps({"input_error": str(error)}), file=results, flush=True)

@@ -51,27 +51,27 @@ def decoder(task: dict[str, Any], models: dict[str, Any]) -> Callable[[str], tup
     ids = prompts(task["folder"], task["batch"], task["prompt"]).to(device())
     new = task["new_tokens"]
 
-    def measure(name: str) -> tuple[dict[str, float], Any]:
+    def decode(name: str) -> tuple[dict[str, float], Any]:
         # All tokens first: a compiled model's static cache keeps the size that it had first.
         seconds, tokens = timed(lambda: generate(SYSTEMS[name], models[name], ids, new))
         prefill, _ = timed(lambda: generate(SYSTEMS[name], models[name], ids, 1))
         rate = ids.shape[0] * (new - 1) / max(seconds - prefill, 1e-9)
         return {"prefill_seconds": prefill, "seconds": seconds, "tokens_per_second": rate}, tokens[:, ids.shape[1] :]
 
-    return measure
+    return decode
 
 
 def child(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One cell in a process of its own."""
     models = load_all(task["systems"], task["folder"], task["dtype"], **task.get("load", {}))
-    measure = decoder(task, models)
+    decode = decoder(task, models)
     first, tokens = {}, {}
     for name in task["systems"]:
         # Twice: the first call compiles, and a compiled step may compile again when it meets its own output.
-        numbers, _ = measure(name)
+        numbers, _ = decode(name)
         first[name] = numbers["seconds"]
-        tokens[name] = measure(name)[1]
+        tokens[name] = decode(name)[1]
     yield {"facts": {"first_call_seconds": first, "same_tokens": agreement(tokens)}}
     for _ in range(task["rounds"]):
-        found: Round = {name: measure(name)[0] for name in task["systems"]}
+        found: Round = {name: decode(name)[0] for name in task["systems"]}
         yield {"round": found}

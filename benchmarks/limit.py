@@ -49,16 +49,16 @@ def child(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     models = load_all(task["systems"], task["folder"], task["dtype"])
     read = {name: bytes_a_step(models[name], SYSTEMS[name].passes == "two") for name in task["systems"]}
-    measure = decoder(task, models)
+    decode = decoder(task, models)
     bandwidths = Bandwidth(task["buffer_bytes"])
     bandwidths()
     for name in task["systems"]:
-        measure(name)
+        decode(name)
     yield {"facts": {"bytes_a_step": read}}
     for _ in range(task["rounds"]):
         found: Round = {"memory": bandwidths()}
         for name in task["systems"]:
-            rate = measure(name)[0]["tokens_per_second"]
+            rate = decode(name)[0]["tokens_per_second"]
             allowed = found["memory"]["read_bytes_per_second"] / read[name]
             found[name] = {"tokens_per_second": rate, "allowed_per_second": allowed, "share": rate / allowed}
         yield {"round": found}
