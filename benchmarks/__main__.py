@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,10 +31,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
     )
-    made.add_argument("--batches", type=int, nargs="+", help="batch sizes (train takes the first)")
+    made.add_argument("--batches", type=int, nargs="+", help="prompts decoded together")
     made.add_argument("--lengths", type=int, nargs="+", help="prompt lengths in tokens")
     made.add_argument("--new-tokens", type=int, help="tokens to decode")
     made.add_argument("--epochs", type=int, nargs="+", default=[3], help="of train; 10 is the other that has a target")
+    made.add_argument("--batch-size", type=int, default=16, help="records a training step")
     made.add_argument("--records", type=int, default=512, help="training records")
     made.add_argument("--data-root", type=Path, help="folder with cola/train.jsonl (default: CoLA from the Hub)")
     return made
@@ -77,4 +79,6 @@ def measure(verbs: tuple[str, ...], models: list[str], deadline: float, given: d
 
 
 if __name__ == "__main__":
+    # So that a run that is cut ends the process that measures, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     raise SystemExit(main())

@@ -38,7 +38,7 @@ def cells(options: Options) -> list[Cell]:
 
 
 def rounds(cell: Cell, options: Options, folder: str, missing: int) -> Iterator[dict[str, Any]]:
-    """First `facts` (seconds of the first call, agreement of tokens), then a `round` at a time."""
+    """First `facts` (seconds of the first call, graphs compiled, agreement of tokens), then a `round` at a time."""
     task = {**cell.setting, **settings(options), "folder": folder, "systems": options.systems or list(NAMES)}
     return measure.in_child("decode", {**task, "rounds": missing})
 
@@ -61,17 +61,28 @@ def decoder(task: dict[str, Any], models: dict[str, Any]) -> Callable[[str], tup
     return decode
 
 
+def compiled_graphs() -> int:
+    """Graphs that torch has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
 def child(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One cell in a process of its own."""
     models = load_all(task["systems"], task["folder"], task["dtype"], **task.get("load", {}))
     decode = decoder(task, models)
-    first, tokens = {}, {}
+    facts: dict[str, Any] = {"first_call_seconds": {}, "graphs": {}}
+    tokens = {}
     for name in task["systems"]:
-        # Twice: the first call compiles, and a compiled step may compile again when it meets its own output.
-        numbers, _ = decode(name)
-        first[name] = numbers["seconds"]
-        tokens[name] = decode(name)[1]
-    yield {"facts": {"first_call_seconds": first, "same_tokens": agreement(tokens)}}
+        before = compiled_graphs()
+        numbers, tokens[name] = decode(name)
+        facts["first_call_seconds"][name] = numbers["seconds"]
+        if SYSTEMS[name].compiled:
+            # Once more: a compiled step may compile again when it meets its own output.
+            tokens[name] = decode(name)[1]
+            facts["graphs"][name] = compiled_graphs() - before
+    yield {"facts": {**facts, "same_tokens": agreement(tokens)}}
     for _ in range(task["rounds"]):
         found: Round = {name: decode(name)[0] for name in task["systems"]}
         yield {"round": found}

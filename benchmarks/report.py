@@ -8,7 +8,8 @@ from typing import Any
 from benchmarks.machine import sentence
 from benchmarks.pictures import picture
 from benchmarks.run import read
-from benchmarks.table import tables, unmet
+from benchmarks.table import TITLES, tables, unmet
+from benchmarks.targets import verdicts
 from imsm.errors import InputError
 
 #: In the page's order: what each benchmark asks.
@@ -25,14 +26,12 @@ def write(results: Path, docs: Path) -> Path:
     """Remakes page and pictures; returns the page's path.
 
     Raises:
-        InputError: there are no records.
+        InputError: there is no such folder, or a file in it is no record.
     """
+    if not results.is_dir():
+        raise InputError(f"there is no folder {results} with records; make some first: python -m benchmarks all")
     records = [read(path) for path in sorted(results.glob("*.json"))]
     records = [record for record in records if any(cell["rounds"] for cell in record["cells"].values())]
-    if not records:
-        raise InputError(
-            f"there are no records in {results}; make some first: python -m benchmarks all --out {results}"
-        )
     docs.mkdir(parents=True, exist_ok=True)
     for verb in VERBS:
         if chosen := [record for record in records if record["benchmark"] == verb]:
@@ -50,22 +49,38 @@ def text(records: list[dict[str, Any]]) -> str:
         "# Benchmarks\n",
         "This page is made by `python -m benchmarks report` from the records in `benchmarks/results`. Numbers are medians; "
         "in parentheses, their ratio to the peer. Systems take turns within every repetition, after a warm-up.\n",
-        "## Targets that are not met\n",
+        "## Targets\n",
     ]
-    missed = [line for record in records for line in unmet(record)]
-    parts.append("".join(f"- {line}\n" for line in missed) or "None of those that were measured.\n")
+    judged = [verdict for record in records for verdict in verdicts(record)]
+    met = sum(verdict.met for verdict in judged)
+    parts.append(
+        f"{met} of {len(judged)} measured ratios keep their target. Those that do not:\n"
+        if judged
+        else "None measured yet.\n"
+    )
+    parts.append(
+        "".join(f"- {line}\n" for record in records for line in unmet(record)) or ("None.\n" if judged else "")
+    )
     for verb, question in VERBS.items():
         chosen = [record for record in records if record["benchmark"] == verb]
         if not chosen:
-            parts.append(f"## {verb}\n\n{question}\n\nNot measured yet: `scripts/benchmark {verb}`\n")
+            parts.append(f"## {verb}\n\n{question}\n\nNot measured yet: `{command(verb, [])}`\n")
             continue
         parts.append(
-            f"## {verb}\n\n{question}\n\n```bash\nscripts/benchmark {verb}\n```\n\n![{verb}](benchmark-{verb}.png)\n"
+            f"## {verb}\n\n{question}\n\n```bash\n{command(verb, chosen)}\n```\n\n![{verb}](benchmark-{verb}.png)\n"
         )
         for record in chosen:
             parts.append(f"### {record['model']}\n\n{sentence(record)} {counted(record)}\n\n{facts(record)}")
             parts += [table.markdown() for table in tables(record)]
     return "\n".join(parts)
+
+
+def command(verb: str, records: list[dict[str, Any]]) -> str:
+    """What measures it."""
+    if verb != "train" or not records:
+        return f"scripts/benchmark {verb}"
+    epochs = sorted({cell["setting"]["epochs"] for record in records for cell in record["cells"].values()})
+    return f"scripts/benchmark train --epochs {' '.join(map(str, epochs))}"
 
 
 def counted(record: dict[str, Any]) -> str:
@@ -82,6 +97,9 @@ def facts(record: dict[str, Any]) -> str:
     """Whether systems that should decode the same tokens did, or trainers saw the same ones."""
     lines = []
     for name, cell in record["cells"].items():
+        for system, graphs in cell["facts"].get("graphs", {}).items():
+            if not graphs:
+                lines.append(f"- {name}: {TITLES[system]}: ran uncompiled, since nothing could be compiled\n")
         same = cell["facts"].get("same_tokens")
         if isinstance(same, dict) and same and min(same.values()) < 1:
             shares = ", ".join(f"{pair} {share:.1%}" for pair, share in same.items())

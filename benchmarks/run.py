@@ -51,6 +51,7 @@ class Options:
     lengths: list[int] | None = None
     new_tokens: int | None = None
     epochs: list[int] = field(default_factory=lambda: [3])
+    batch_size: int = 16
     records: int = 512
     data_root: Path | None = None
 

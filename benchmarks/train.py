@@ -44,7 +44,7 @@ def settings(options: Options) -> dict[str, Any]:
     """What all cells have in common."""
     return {
         "records": 8 if options.quick else options.records,
-        "batch_size": (options.batches or [4 if options.quick else 16])[0],
+        "batch_size": 4 if options.quick else options.batch_size,
         "learning_rate": LEARNING_RATE,
         "seed": SEED,
         "dtype": "float32",

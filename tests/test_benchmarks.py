@@ -259,8 +259,8 @@ def test_settings_that_cannot_work(base_folder: str, tmp_path: Path, capsys: pyt
     assert main(["decode", "--model", base_folder, "--out", str(tmp_path), "--systems", "fast"]) == 2
     assert "got 'fast'" in capsys.readouterr().err
     assert main(["decode", "--model", base_folder, "--repetitions", "0"]) == 2
-    assert main(["report", "--out", str(tmp_path)]) == 2
-    assert "there are no records" in capsys.readouterr().err
+    assert main(["report", "--out", str(tmp_path / "no")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_the_machine_is_described_and_not_named() -> None:
@@ -346,6 +346,9 @@ def test_the_report_is_made_from_the_records(tmp_path: Path) -> None:
     (tmp_path / "train-tiny.json").write_text(json.dumps(record))
     sweep = {"sweep": "prompt", "prompt": 64, "share": 1.0, "gate_rank": 8}
     numbers = {"prefill_seconds": 1.0, "tokens_per_second": 2.0}
+    other = by_hand("decode", {"batch": 1, "prompt": 64, "dtype": "float32"}, {"compiled": {**numbers, "seconds": 1.0}})
+    other["cells"]["the cell"]["facts"] = {"graphs": {"compiled": 0}, "same_tokens": {"two=shared": 0.5}}
+    (tmp_path / "decode-tiny.json").write_text(json.dumps(other))
     scaled = by_hand("scaling", sweep, {"peft": numbers, "shared": numbers})
     (tmp_path / "scaling-tiny.json").write_text(json.dumps(scaled))
     assert main(["report", "--out", str(tmp_path), "--docs", str(tmp_path / "docs")]) == 0
@@ -355,8 +358,9 @@ def test_the_report_is_made_from_the_records(tmp_path: Path) -> None:
     assert "| 1.070 | at most 1.05 | **not met** |" in page and "| 0.850 | at most 0.90 | met |" in page
     assert "a processor (avx2), 2 cores, 1 threads, 8 GiB, with python 3.11, torch 2, at commit 0123456789ab." in page
     assert "Repetitions: 3." in page and "Not measured yet: `scripts/benchmark limit`" in page
+    assert "ours, shared matmuls, compiled: ran uncompiled" in page and "two=shared 50.0%" in page
     pictures = {path.name for path in (tmp_path / "docs").glob("*.png")}
-    assert pictures == {"benchmark-train.png", "benchmark-scaling.png"}
+    assert pictures == {"benchmark-train.png", "benchmark-decode.png", "benchmark-scaling.png"}
 
 
 def test_every_verb_has_a_table_and_a_place_in_the_report() -> None:
