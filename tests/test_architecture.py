@@ -11,13 +11,14 @@ SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
     {"errors"},
-    {"config", "folders", "gates", "query"},
+    {"config", "fingerprint", "folders", "gates", "query"},
     {"cache", "settings", "streams"},
     {"building"},
     {"card"},
     {"checkpoint"},
     {"model"},
     {"data", "generation"},
+    {"memory_bank", "packing"},
     {"training"},
     {"cli"},
 )
