@@ -19,6 +19,7 @@ from imsm.cache import TwinCache
 from imsm.config import SiameseConfig
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate, interweave
+from imsm.loss import answer_loss
 from imsm.query import IGNORE, answer_boundaries, example_starts, pool, pool_within
 from imsm.streams import Streams
 
@@ -488,11 +489,3 @@ def recalled(frozen: Pair, tuned: Pair) -> tuple[Pair, Pair]:
             )
     base, base_query = (None if given is None else given.to(memory.device) for given in frozen)
     return (base, memory), (base_query if query is not None else None, query)
-
-
-def answer_loss(logits: Tensor, targets: Tensor, num_items: int | Tensor | None) -> Tensor:
-    """Cross-entropy of (N, V) logits on (N,) tokens in float32: their mean, or their sum over `num_items`."""
-    total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-    if num_items is None:
-        num_items = max(targets.numel(), 1)
-    return total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)
