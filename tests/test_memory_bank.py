@@ -353,6 +353,17 @@ def test_a_full_disk_is_said_and_leaves_no_half_file(
     assert list(bank.folder.iterdir()) == []
 
 
+def test_what_killed_builds_left_behind_goes(collator: AnswerCollator, tmp_path: Path) -> None:
+    bank = MemoryBank(tiny_siamese("llama", "lora"), examples(), collator, tmp_path)
+    bank.folder.mkdir(parents=True)
+    old, young = (bank.folder / f"{imsm.memory_bank.BESIDE}{name}" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    bank.build()
+    assert not old.exists() and young.exists() and len(bank.shards) == 1
+
+
 # -- several processes -----------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ FORMAT = 1
 SHARD_BYTES, SHARD_TOKENS = 1 << 26, 1 << 16
 #: Tokens of a forward pass in building, padding included.
 PASS_TOKENS = 4096
+#: Beginning of the names of files that are being written, and the seconds after which they are taken for left behind.
+BESIDE, LEFTOVER_AGE = ".writing-", 3600
 #: How numbers lie in the files; bfloat16, which neither Arrow nor NumPy has, as its bits.
 STORED = {torch.float32: "float32", torch.bfloat16: "int16"}
 
@@ -53,23 +56,25 @@ class Recalled(Example):
     query: numpy.ndarray
 
 
-def supervised_positions(example: Example) -> int:
-    """How many positions of an example are scored; its first token is predicted by none."""
-    return sum(label != IGNORED for label in example.labels[1:])
-
-
-def answers(example: Example) -> int:
-    """How many runs of scored tokens it has, at most."""
-    return sum(
-        label != IGNORED and (i == 0 or before == IGNORED)
-        for i, (before, label) in enumerate(zip(example.labels[:-1], example.labels[1:], strict=True))
-    )
+def sizes(examples: Sequence[Example]) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """How many positions of each example are scored, and how many answers it has, (examples,) int64 each."""
+    counts, answers = numpy.zeros((2, len(examples)), dtype=numpy.int64)
+    for number, example in enumerate(examples):
+        scored = numpy.asarray(example.labels)[1:] != IGNORED  # the first token is predicted by none
+        counts[number] = scored.sum()
+        answers[number] = (scored[1:] & ~scored[:-1]).sum() + scored[:1].sum()
+    return counts, answers
 
 
 def bank_bytes(examples: Sequence[Example], hidden_size: int, dtype: torch.dtype) -> int:
     """Size of a bank on disk, but for some hundred bytes a file."""
-    rows = sum(supervised_positions(example) + answers(example) for example in examples)
-    return rows * hidden_size * dtype.itemsize + 16 * len(examples)
+    return int(_example_bytes(*sizes(examples), hidden_size, dtype).sum())
+
+
+def _example_bytes(
+    counts: numpy.ndarray, answers: numpy.ndarray, hidden_size: int, dtype: torch.dtype
+) -> numpy.ndarray:
+    return (counts + answers) * hidden_size * dtype.itemsize + 16
 
 
 def default_folder() -> Path:
@@ -114,12 +119,13 @@ class MemoryBank:
         self.dtype = dtype
         self.bf16 = bf16
         self.hidden_size: int = model.config.hidden_size
-        self.bytes = bank_bytes(examples, self.hidden_size, dtype)
+        self.counts, answers = sizes(examples)
+        example_bytes = _example_bytes(self.counts, answers, self.hidden_size, dtype)
+        self.bytes = int(example_bytes.sum())
         facts = {"format": FORMAT, "dtype": str(dtype), "bf16": bf16, "shard_tokens": shard_tokens}
         self.fingerprint = fingerprint(model.base, examples, facts)
         self.folder = (default_folder() if folder is None else folder) / self.fingerprint
-        self.counts = [supervised_positions(example) for example in examples]
-        self.starts = self._shard_starts(shard_tokens)
+        self.starts = self._shard_starts(example_bytes.tolist(), shard_tokens)
         self.shards: list[Shard] = []
 
     def __len__(self) -> int:
@@ -163,6 +169,8 @@ class MemoryBank:
                     report(done, total)
         if distributed:
             torch.distributed.barrier()
+        if rank == 0:
+            self._sweep()
         opened = [self._open(number) for number in range(len(self.starts))]
         self.shards = [shard for shard in opened if shard is not None]
         if len(self.shards) < len(opened):
@@ -173,15 +181,15 @@ class MemoryBank:
 
     # -- shards ------------------------------------------------------------------------------------------------------
 
-    def _shard_starts(self, shard_tokens: int) -> list[int]:
+    def _shard_starts(self, example_bytes: list[int], shard_tokens: int) -> list[int]:
         """Index of each shard's first example."""
         starts, tokens, size = [0], 0, 0
-        for index, example in enumerate(self.examples):
-            more = bank_bytes([example], self.hidden_size, self.dtype)
-            if index > starts[-1] and (tokens + len(example.input_ids) > shard_tokens or size + more > SHARD_BYTES):
+        for index, (example, more) in enumerate(zip(self.examples, example_bytes, strict=True)):
+            read = len(example.input_ids)
+            if index > starts[-1] and (tokens + read > shard_tokens or size + more > SHARD_BYTES):
                 starts.append(index)
-                tokens, size = 0, 0
-            tokens += len(example.input_ids)
+                tokens = size = 0
+            tokens += read
             size += more
         return starts
 
@@ -201,9 +209,15 @@ class MemoryBank:
         if not path.is_file():
             return None
         try:
-            return Shard(path, [self.counts[index] for index in self._indices(number)], self.hidden_size, self.dtype)
+            return Shard(path, self.counts[self._indices(number)], self.hidden_size, self.dtype)
         except (OSError, ValueError, KeyError, pyarrow.ArrowException):
             return None
+
+    def _sweep(self) -> None:
+        """Removes what killed builds left behind; what is younger may be another run's, being written."""
+        for left in self.folder.glob(f"{BESIDE}*"):
+            if time.time() - left.stat().st_mtime > LEFTOVER_AGE:
+                left.unlink(missing_ok=True)
 
     def _build_shard(self, number: int) -> Any:
         """Computes and writes a shard; gives the tokens read after each pass."""
@@ -264,7 +278,7 @@ class Shard:
         ValueError, OSError, KeyError, pyarrow.ArrowException: the file is damaged.
     """
 
-    def __init__(self, path: Path, counts: list[int], hidden_size: int, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, counts: numpy.ndarray, hidden_size: int, dtype: torch.dtype) -> None:
         table = datasets.Dataset.from_file(str(path)).data
         self.memory, memories = _values(table, "memory", STORED[dtype])
         self.query, queries = _values(table, "query", STORED[dtype])
@@ -345,7 +359,7 @@ def _write(path: Path, columns: dict[str, list[numpy.ndarray]]) -> None:
     beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        handle, beside = tempfile.mkstemp(prefix=BESIDE, dir=path.parent)
         os.close(handle)
         table = pyarrow.table({name: _lists(values) for name, values in columns.items()})
         with ArrowWriter(path=beside) as writer:

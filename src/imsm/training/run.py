@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
@@ -88,6 +89,8 @@ def train(config: TrainConfig) -> TrainResult:
         refuse_unpackable(model)
     collator = AnswerCollator(tokenizer, row_length=config.data.max_length if config.packing else None)
     bank, decision = plan_bank(config, model, train_set.examples, collator, processes.num_processes)
+    if not all(gather_object([bank is not None])):  # a disk of one of the machines is full
+        bank = None
     if config.method == "imsm" and processes.is_main_process:
         print(decision, file=sys.stderr)
 
