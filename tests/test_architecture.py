@@ -11,7 +11,7 @@ SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
     {"errors"},
-    {"config", "folders", "gates", "query"},
+    {"config", "fingerprint", "folders", "gates", "loss", "query"},
     {"cache", "settings", "views"},
     {"shared"},
     {"streams"},
@@ -21,6 +21,7 @@ LAYERS = (
     {"checkpoint"},
     {"model"},
     {"data", "generation"},
+    {"memory_bank", "packing"},
     {"training"},
     {"cli"},
 )

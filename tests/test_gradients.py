@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 from zoo import ARCHITECTURES, METHODS, VOCAB, disturb, tiny_base, tiny_siamese
 
+import imsm.loss
 from imsm import GATES, SiameseForCausalLM
 
 IDS = torch.tensor([[5, 9, 33, 2, 61, 17, 4, 8], [8, 8, 21, 40, 3, 50, 0, 0]])
@@ -168,3 +169,39 @@ def test_every_architecture_trains(architecture: str) -> None:
         loss.backward()
         optimizer.step()
     assert model(**BATCH).loss.item() < before
+
+
+def test_a_fused_kernel_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU with Liger; here something like it, which overwrites the logits as Liger does."""
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            total = cross_entropy(logits, targets, reduction="sum")
+            slope = torch.softmax(logits, dim=-1) - torch.nn.functional.one_hot(targets, logits.shape[-1])
+            logits.data.copy_(slope)
+            ctx.save_for_backward(logits)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, *outer: torch.Tensor) -> Any:
+            return ctx.saved_tensors[0] * outer[0], None
+
+    calls = []
+
+    def kernel(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum" and logits.dtype == torch.float32
+        calls.append(len(targets))
+        return Fused.apply(logits, targets)
+
+    for architecture in ("llama", "gemma3", "granite"):
+        model = tiny_siamese(architecture, "lora")
+        expected = gradients(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(imsm.loss, "fused_cross_entropy", lambda device_type: kernel)
+            found = gradients(model)
+            assert model(IDS, labels=torch.full_like(IDS, -100)).loss == 0  # nothing to launch a kernel on
+        for name, gradient in expected.items():
+            assert torch.allclose(found[name], gradient, atol=1e-5), (architecture, name)
+    assert calls == [7] * 3
+    assert imsm.loss.fused_cross_entropy("cpu") is None

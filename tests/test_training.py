@@ -141,12 +141,16 @@ def test_adalora_runs_its_rank_schedule(settings: dict[str, Any]) -> None:
     assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("adapter", [LORA, ADALORA], ids=["lora", "adalora"])
+@pytest.mark.parametrize(
+    "change",
+    [{"adapter": LORA, "memory_bank": "on", "packing": True}, {"adapter": ADALORA, "memory_bank": "off"}],
+    ids=["lora-bank-packed", "adalora-live"],
+)
 def test_kill_and_resume_give_the_unbroken_curve(
-    settings: dict[str, Any], tmp_path: Path, adapter: dict[str, Any]
+    settings: dict[str, Any], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     """SIGKILL in mid-training, then `--resume`: every later step's loss is the unbroken run's, to the last bit."""
-    settings |= {"adapter": adapter, "save_steps": 4, "epochs": 3.0}
+    settings |= {**change, "save_steps": 4, "epochs": 3.0}
     unbroken = TrainConfig(**settings)
     train(unbroken)
     expected = losses(Path(unbroken.output_dir))

@@ -21,7 +21,8 @@ from imsm.compiled import CompiledStep
 from imsm.config import SiameseConfig
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate, interweave
-from imsm.query import IGNORE, answer_boundaries, pool
+from imsm.loss import answer_loss
+from imsm.query import IGNORE, answer_boundaries, example_starts, pool, pool_within
 from imsm.streams import Streams
 
 #: One tensor of the frozen stream, one of the tuned; None for a stream that was not run.
@@ -212,6 +213,8 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         prompt_length: int | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        base_memory: Tensor | None = None,
+        base_query: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SiameseOutput | tuple[Any, ...]:
@@ -220,7 +223,8 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T) int64, the new tokens (or `inputs_embeds`, (B, T, d)).
             attention_mask: (B, past + T), 0 on padding (either side).
-            position_ids: (B, T), for models that take them.
+            position_ids: (B, T), for models that take them. Where they restart, with neither mask nor cache, another
+                example begins that sees nothing of the one before.
             labels: (B, T), −100 where nothing is scored. Each run of other values is an answer.
             prompt_mask: (B, T), nonzero on the query's tokens. Without it an answer's query is all that precedes it
                 according to `labels` or `prompt_length`; without those, each position's is everything up to itself.
@@ -233,6 +237,9 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
                 stream that has no say is not run.
             prompt_length: leading tokens (padding and cached ones counted) that are the query; set by `generate`.
             num_items_in_batch: divisor of the loss instead of the number of supervised positions.
+            base_memory: (N, d), the frozen memories of the supervised positions, row by row; with labels only. The
+                frozen stream is not run then.
+            base_query: (N, d), their frozen pooled queries, for gates that use the query.
 
         Raises:
             InputError: inputs that contradict each other.
@@ -245,6 +252,12 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache = use_cache or past_key_values is not None
         cache = self._twin_cache(past_key_values) if use_cache else None
         run_base, run_tuned = (output_memories or force_gate != 0), (output_memories or force_gate != 1)
+        recall: Pair | None = None if base_memory is None else (base_memory, base_query)
+        if recall is not None:
+            run_base = False
+            self._refuse_recall(
+                recall, labels, use_cache or output_logits or output_gate or output_memories, force_gate
+            )
         if cache is not None:
             cache.require(base=run_base, tuned=run_tuned)
         attended = attended_tokens(attention_mask, tokens)
@@ -252,6 +265,10 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         if self._step is not None and cache is not None and length == 1 and not (output_gate or output_memories):
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
             return self._compiled_step(self._step, inputs, cache, force_gate, attended)
+        first = None
+        if position_ids is not None and position_ids.dim() == 2 and attention_mask is None and not use_cache:
+            first = example_starts(position_ids.to(attended.device).expand_as(attended))
+            first = first if bool(first.any()) else None  # one example a row: nothing is packed
         inputs = {
             "input_ids": input_ids,
             "inputs_embeds": inputs_embeds,
@@ -275,7 +292,9 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             """The memories (B, T, d) of the streams that were run, to what the head is given."""
             query: Pair = (None, None)
             if force_gate is None and self.gate.uses_query:
-                query = self._pooled_query(base, tuned, attended, kept, cache, labels, prompt_mask, prompt_length)
+                query = self._pooled_query(
+                    base, tuned, attended, kept, cache, labels, prompt_mask, prompt_length, first
+                )
             if cache is not None:
                 cache.record(base, tuned, attended)
             where = supervised if answers_only else (slice(None), kept)
@@ -285,6 +304,8 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
                     None if query[0] is None else query[0].expand(-1, length, -1)[where],
                     None if query[1] is None else query[1].expand(-1, length, -1)[where],
                 )
+            if recall is not None:
+                memories, query = recalled(recall, (memories[1], query[1]))
             mix = self._mix(memories, query, force_gate)
             extras.update(gate=mix.gate, base_memory=memories[0], tuned_memory=memories[1])
             return mix.memory[None] if answers_only else mix.memory
@@ -390,6 +411,15 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return cache
 
+    def _refuse_recall(self, recall: Pair, labels: Tensor | None, more: bool, force_gate: float | None) -> None:
+        if labels is None or more or force_gate is not None:
+            raise InputError(
+                "base_memory stands in for the frozen stream where nothing but the loss is wanted: give labels with it, "
+                "and leave out use_cache, past_key_values, output_logits, output_gate, output_memories and force_gate"
+            )
+        if self.gate.uses_query and recall[1] is None:
+            raise InputError(f"the gate {self.config.gate!r} needs base_query beside base_memory")
+
     def _pooled_query(
         self,
         base: Tensor | None,
@@ -400,6 +430,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None,
         prompt_mask: Tensor | None,
         prompt_length: int | None,
+        first: Tensor | None,
     ) -> Pair:
         """q̄ and q̄', each (B, K or 1, d) float32, for the kept positions."""
         if cache is not None and cache.query is not None:
@@ -411,6 +442,8 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         seen = cache.seen if cache is not None else 0
         last = None
         if prompt_mask is not None:
+            if first is not None:
+                raise InputError("prompt_mask cannot be given with packed examples; give labels, or one example a row")
             if seen > 0 or prompt_mask.shape[1] > length:
                 raise InputError(
                     f"prompt_mask must come with the sequence's first tokens and cover no more than them, got "
@@ -424,11 +457,23 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         if last is not None:
             boundary = torch.full((batch, 1), last, device=attended.device)
         elif labels is not None:
-            boundary = answer_boundaries(labels.to(attended.device), attended, None if past is None else past.count)
-            if bool((boundary == boundary[:, :1]).all()):
+            count = None if past is None else past.count
+            boundary = answer_boundaries(labels.to(attended.device), attended, count, first)
+            if first is None and bool((boundary == boundary[:, :1]).all()):
                 boundary = boundary[:, :1]
+            elif past is None:
+                return (
+                    None if base is None else pool_within(base, attended, boundary, first),
+                    None if tuned is None else pool_within(tuned, attended, boundary, first),
+                )
         else:
-            boundary = torch.arange(length, device=attended.device).expand(batch, -1)[:, kept]
+            boundary = torch.arange(length, device=attended.device).expand(batch, -1)
+            if first is not None:
+                return (
+                    None if base is None else pool_within(base, attended, boundary, first)[:, kept],
+                    None if tuned is None else pool_within(tuned, attended, boundary, first)[:, kept],
+                )
+            boundary = boundary[:, kept]
         count = past.count if past is not None else None
         query: Pair = (
             None if base is None else pool(base, attended, boundary, past.base if past is not None else None, count),
@@ -536,9 +581,18 @@ def kept_positions(logits_to_keep: int | Tensor, length: int) -> slice | Tensor:
     return slice(max(length - logits_to_keep, 0) if logits_to_keep else 0, length)
 
 
-def answer_loss(logits: Tensor, targets: Tensor, num_items: int | Tensor | None) -> Tensor:
-    """Cross-entropy of (N, V) logits on (N,) tokens in float32: their mean, or their sum over `num_items`."""
-    total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-    if num_items is None:
-        num_items = max(targets.numel(), 1)
-    return total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)
+def recalled(frozen: Pair, tuned: Pair) -> tuple[Pair, Pair]:
+    """Memories, and pooled queries, of both streams from (memory, query) of each, the frozen ones as a bank gave them.
+
+    Raises:
+        InputError: the frozen ones are not one for each supervised position.
+    """
+    memory, query = tuned
+    assert memory is not None
+    for name, given in zip(("base_memory", "base_query"), frozen, strict=True):
+        if given is not None and given.shape != memory.shape:
+            raise InputError(
+                f"{name} must be (supervised positions, hidden size) = {tuple(memory.shape)}, got {tuple(given.shape)}"
+            )
+    base, base_query = (None if given is None else given.to(memory.device) for given in frozen)
+    return (base, memory), (base_query if query is not None else None, query)

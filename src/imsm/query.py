@@ -2,7 +2,8 @@
 
 A position's query is every attended token up to its *boundary*, an index into the whole sequence. Boundaries come from
 the labels in training (an answer's query is all that precedes the answer), from the prompt's length in generation, and
-are the position itself where neither is known, so that the mean stays causal.
+are the position itself where neither is known, so that the mean stays causal. Where several examples are packed into a
+row, a query starts with its own example.
 """
 
 from __future__ import annotations
@@ -15,7 +16,23 @@ from torch import Tensor
 IGNORE = -100
 
 
-def answer_boundaries(labels: Tensor, attended: Tensor, past_count: Tensor | None = None) -> Tensor:
+def example_starts(position_ids: Tensor) -> Tensor:
+    """First token of the example that each position is in, where positions restart at every example of a packed row.
+
+    Args:
+        position_ids: (B, T) int64; an example ends wherever the next position is not one more.
+
+    Returns:
+        (B, T) int64.
+    """
+    index = torch.arange(position_ids.shape[1], device=position_ids.device)
+    restarts = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
+    return torch.where(restarts, index, 0).cummax(dim=1).values
+
+
+def answer_boundaries(
+    labels: Tensor, attended: Tensor, past_count: Tensor | None = None, first: Tensor | None = None
+) -> Tensor:
     """Last query token of every position, from labels in which runs of values other than −100 are answers.
 
     A position belongs to the answer that it predicts or that comes next (the last answer, if none comes). Where an
@@ -25,6 +42,7 @@ def answer_boundaries(labels: Tensor, attended: Tensor, past_count: Tensor | Non
         labels: (B, T) int64, not shifted.
         attended: (B, T) bool, False on padding.
         past_count: (B, 1), attended tokens before the first one here, if a cache holds some.
+        first: (B, T), `example_starts` of packed rows.
 
     Returns:
         (B, T) int64; −1 for a query that lies wholly in the cache.
@@ -46,7 +64,8 @@ def answer_boundaries(labels: Tensor, attended: Tensor, past_count: Tensor | Non
     held = attended.long().cumsum(dim=1).gather(1, boundary.clamp(min=0)) * (boundary >= 0)
     if past_count is not None:
         held = held + past_count
-    return torch.where((start >= 0) & (held > 0), boundary, position)
+    within = (start >= 0) & (held > 0)
+    return torch.where(within if first is None else within & (boundary >= first), boundary, position)
 
 
 @dataclass
@@ -99,3 +118,30 @@ def pool(
         total = total + past_sum[:, None, :]
         count = count + past_count[:, None, :]
     return total / count.clamp(min=1)
+
+
+def pool_within(memory: Tensor, attended: Tensor, boundary: Tensor, first: Tensor | None = None) -> Tensor:
+    """Mean memory over the attended tokens from `first` up to each boundary: `pool` for few boundaries and many positions.
+
+    Args:
+        memory: (B, T, d).
+        attended: (B, T) bool, the tokens that are not padding.
+        boundary: (B, T) int64, last query token of each position.
+        first: (B, T) int64, first query token of each position; 0 without it.
+
+    Returns:
+        (B, T, d) float32.
+    """
+    batch, length = boundary.shape
+    first = torch.zeros_like(boundary) if first is None else first
+    changes = (boundary.diff(dim=1) != 0) | (first.diff(dim=1) != 0)
+    number = torch.nn.functional.pad(changes.cumsum(dim=1), (1, 0))  # which of the row's queries, (B, T)
+    queries = int(number.max()) + 1
+    last, start = (
+        torch.zeros(batch, queries, dtype=x.dtype, device=x.device).scatter_(1, number, x) for x in (boundary, first)
+    )
+    position = torch.arange(length, device=memory.device)
+    inside = (position >= start[..., None]) & (position <= last[..., None]) & attended[:, None]  # (B, Q, T)
+    weights = inside.float()
+    means = torch.bmm(weights, memory.float()) / weights.sum(dim=2, keepdim=True).clamp(min=1)
+    return means.gather(1, number[..., None].expand(-1, -1, memory.shape[-1]))

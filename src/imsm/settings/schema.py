@@ -74,6 +74,12 @@ class TrainConfig:
         max_grad_norm: Norm to which gradients are clipped; 0 switches clipping off.
         bf16: Compute in bfloat16 autocast.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        memory_bank: Compute the frozen memories of the training data once and keep them on disk: on, off, or auto, which
+            does so where it pays and fits.
+        memory_bank_dtype: Number format they are kept in; auto is bfloat16 where they are computed in it, else float32.
+        memory_bank_dir: Folder for them; null is imsm/memory_banks in the user's cache folder.
+        group_by_length: Make batches of records of similar length, so that less is padded.
+        packing: Put the records of a batch into as few rows as they fit in, kept apart from each other.
         eval_steps: Steps between evaluations; null is at the end of each epoch. Needs data.eval.
         save_steps: Steps between checkpoints; null is at the end of each epoch.
         save_total_limit: Checkpoints kept; null keeps all.
@@ -114,6 +120,11 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     bf16: bool = False
     gradient_checkpointing: bool = False
+    memory_bank: Literal["auto", "on", "off"] = "auto"
+    memory_bank_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    memory_bank_dir: str | None = None
+    group_by_length: bool = True
+    packing: bool = False
     eval_steps: int | None = None
     save_steps: int | None = None
     save_total_limit: int | None = 2
@@ -124,6 +135,8 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.memory_bank, bool):  # what YAML reads on and off as
+            self.memory_bank = "on" if self.memory_bank else "off"
         _check_types(self)
         for name in ("model", "output_dir"):
             _require(getattr(self, name) != "", name, "a text that is not empty", "")
@@ -143,6 +156,9 @@ class TrainConfig:
         _require(whole_or_share, "warmup", "a share from 0 to below 1, or a whole number of steps", self.warmup)
         if self.eval_steps is not None and self.data.eval is None:
             raise InputError("eval_steps is set, but there is nothing to evaluate on: give data.eval, or leave it out")
+        if self.memory_bank == "on" and self.method == "peft":
+            raise InputError("memory_bank is on, but method: peft has no frozen stream; leave one of them out")
+        _require(self.memory_bank_dir != "", "memory_bank_dir", "a folder or null", "")
         self.adapter = _plain({"peft_type": "LORA", **self.adapter}, "adapter")
         from imsm.gates import GATES
 

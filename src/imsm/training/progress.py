@@ -12,10 +12,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
+    from imsm.memory_bank import MemoryBank
     from imsm.training.trainer import SiameseTrainer
 
 #: Seconds between lines where the output is no terminal.
 LINE_EVERY = 15.0
+#: Seconds between movements of the bar.
+REFRESH_EVERY = 0.2
 
 
 class ProgressBar(TrainerCallback):
@@ -55,12 +58,15 @@ class ProgressBar(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.monotonic()
+        every = LINE_EVERY if self.bar is None else REFRESH_EVERY
+        if now - self.printed < every and state.global_step != state.max_steps:
+            return
+        self.printed = now
         speed = (self.trainer.tokens_seen - self.first_tokens) / max(now - self.started, 1e-9)
         values = " ".join([*(f"{k} {v:.3f}" for k, v in self.values.items()), f"{speed:.0f} tokens/s"])
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step, values=values)
-        elif now - self.printed > LINE_EVERY or state.global_step == state.max_steps:
-            self.printed = now
+        else:
             done = state.global_step - self.first_step
             left = (now - self.started) / max(done, 1) * (state.max_steps - state.global_step)
             self.console.print(
@@ -75,6 +81,34 @@ class ProgressBar(TrainerCallback):
             self.bar = None
 
 
+class BuildBar:
+    """Shows how far the building of a memory bank is; called with the tokens read so far and those to read.
+
+    Args:
+        bank: what is built.
+    """
+
+    def __init__(self, bank: MemoryBank) -> None:
+        self.label = f"memory bank: {len(bank)} examples, {bank.bytes / 1e6:.3g} MB"
+        self.console = Console(stderr=True)
+        self.started = self.printed = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        terminal = self.console.is_terminal
+        if now - self.printed < (REFRESH_EVERY if terminal else LINE_EVERY) and done < total:
+            return
+        self.printed = now
+        speed = done / max(now - self.started, 1e-9)
+        left = (total - done) / max(speed, 1e-9)
+        self.console.print(
+            f"{self.label}: {done}/{total} tokens · {speed:.0f} tokens/s · {left:.0f} s left",
+            soft_wrap=True,
+            highlight=False,
+            end="\r" if terminal and done < total else "\n",
+        )
+
+
 class LogFile(TrainerCallback):
     """Appends every log entry to a JSON Lines file; a resumed run first drops what was logged after its checkpoint."""
 
@@ -82,6 +116,8 @@ class LogFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         kept = []
         if state.global_step > 0 and self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
@@ -21,14 +23,26 @@ from imsm import building, checkpoint
 from imsm.data import AnswerCollator, ExampleSet, load_examples
 from imsm.errors import InputError, first_line
 from imsm.folders import staged
+from imsm.memory_bank import RecallingCollator
 from imsm.model import SiameseForCausalLM
+from imsm.packing import refuse_unpackable
 from imsm.settings import TrainConfig, nearest, read_yaml, to_yaml
-from imsm.training.progress import LogFile, ProgressBar
+from imsm.training.progress import BuildBar, LogFile, ProgressBar
+from imsm.training.recall import plan_bank
 from imsm.training.trainer import SiameseTrainer
 
 SETTINGS, LOG = "settings.yaml", "log.jsonl"
 #: Settings that may differ between a run and its resumption.
-FREE_ON_RESUME = {"resume", "progress", "tensorboard", "output_dir", "save_total_limit", "eval_batch_size"}
+FREE_ON_RESUME = {
+    "resume",
+    "progress",
+    "tensorboard",
+    "output_dir",
+    "save_total_limit",
+    "eval_batch_size",
+    "memory_bank",
+    "memory_bank_dir",
+}
 
 
 @dataclass
@@ -59,21 +73,36 @@ def train(config: TrainConfig) -> TrainResult:
         InputError: settings, data or model that cannot work; nothing has been written then.
     """
     folder = Path(config.output_dir)
+    processes = join_processes()
     refuse_folder(folder, config)
     tokenizer = load_tokenizer(config)
     train_set = load_examples(config.data, tokenizer, split="train")
     eval_set = load_examples(config.data, tokenizer, split="eval") if config.data.eval else None
     for found in (train_set, eval_set):
-        if found is not None and found.problems:
+        if found is not None and found.problems and processes.is_main_process:
             print(found.report(), file=sys.stderr)
-    total_steps = steps(config, len(train_set.examples))
+    total_steps = steps(config, len(train_set.examples), processes.num_processes)
     set_seed(config.seed)
     adapter = adapter_config(config.adapter, total_steps)
     model = build_model(config, adapter)
+    if config.packing:
+        refuse_unpackable(model)
+    collator = AnswerCollator(tokenizer, row_length=config.data.max_length if config.packing else None)
+    bank, decision = plan_bank(config, model, train_set.examples, collator, processes.num_processes)
+    if not all(gather_object([bank is not None])):  # a disk of one of the machines is full
+        bank = None
+    if config.method == "imsm" and processes.is_main_process:
+        print(decision, file=sys.stderr)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / SETTINGS, to_yaml(replace(config, resume=False)))
-    trainer = make_trainer(config, model, tokenizer, train_set, eval_set)
+    processes.wait_for_everyone()  # none looks at the folder any more
+    if processes.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / SETTINGS, to_yaml(replace(config, resume=False)))
+    processes.wait_for_everyone()
+    trainer = make_trainer(config, model, collator, train_set, eval_set)
+    if bank is not None:
+        bank.build(BuildBar(bank) if config.progress and processes.is_main_process else None)
+        trainer.train_dataset = bank
     last = trainer.last_checkpoint() if config.resume else None
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=last)
@@ -134,11 +163,16 @@ def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def steps(config: TrainConfig, examples: int) -> int:
-    """Optimizer steps of the whole run on one process."""
+def join_processes() -> PartialState:
+    """The processes of a distributed run (started by torchrun or `accelerate launch`), or this one alone."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def steps(config: TrainConfig, examples: int, processes: int = 1) -> int:
+    """Optimizer steps of the whole run."""
     if config.max_steps > 0:
         return config.max_steps
-    batches = math.ceil(examples / config.batch_size)
+    batches = math.ceil(math.ceil(examples / config.batch_size) / processes)
     return max(math.ceil(math.ceil(batches / config.gradient_accumulation) * config.epochs), 1)
 
 
@@ -188,7 +222,7 @@ def build_model(config: TrainConfig, adapter: PeftConfig) -> SiameseForCausalLM:
 def make_trainer(
     config: TrainConfig,
     model: SiameseForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
+    collator: AnswerCollator,
     train_set: ExampleSet,
     eval_set: ExampleSet | None,
 ) -> SiameseTrainer:
@@ -230,13 +264,14 @@ def make_trainer(
         args=arguments,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        data_collator=AnswerCollator(tokenizer),
+        data_collator=RecallingCollator(collator),
         gate_learning_rate=config.gate_learning_rate,
         adapter_only=config.method == "peft",
+        group_by_length=config.group_by_length,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(LogFile(Path(config.output_dir) / LOG))
-    if config.progress:
+    if config.progress and trainer.is_world_process_zero():
         trainer.add_callback(ProgressBar(trainer, config.method))
     return trainer
 
@@ -246,7 +281,7 @@ def record(config: TrainConfig, train_set: ExampleSet, metrics: dict[str, float]
     settings = asdict(config)
     data = settings.pop("data")
     adapter = settings.pop("adapter")
-    for key in ("output_dir", "resume", "progress", "tensorboard"):
+    for key in ("output_dir", "resume", "progress", "tensorboard", "memory_bank_dir"):
         settings.pop(key)
     return {
         "data": {**data, "train": Path(data["train"]).name, "records": len(train_set.examples)},

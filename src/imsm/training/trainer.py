@@ -17,6 +17,7 @@ from imsm.errors import InputError
 from imsm.folders import staged
 from imsm.gates import Mix
 from imsm.model import SiameseForCausalLM
+from imsm.training.batching import LengthSampler
 from imsm.training.rank_schedule import RankSchedule
 
 #: Every trained tensor as it is in memory, beside the portable checkpoint (which peft may prune).
@@ -57,6 +58,7 @@ class SiameseTrainer(Trainer):
         gate_learning_rate: the gate's learning rate; the adapter's is `args.learning_rate`.
         adapter_only: train and save what peft alone would, the baseline: the gate is forced to the tuned stream, so
             that the frozen one is never run, and a difference between the two methods is the method's.
+        group_by_length: make batches of examples of similar length; the training data must have `examples`.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class SiameseTrainer(Trainer):
         *args: Any,
         gate_learning_rate: float = 1e-3,
         adapter_only: bool = False,
+        group_by_length: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, *args, **kwargs)
         self.siamese = model
+        self.group_by_length = group_by_length
         self.gate_learning_rate = gate_learning_rate
         self.adapter_only = adapter_only
         self.gate_meter = GateMeter(model.gate)
@@ -77,8 +81,21 @@ class SiameseTrainer(Trainer):
             self.rank_schedule = RankSchedule(model.peft_model)
             self.add_callback(self.rank_schedule)
         self._stage: Path | None = None
-        #: Tokens read in training so far, padding not counted.
-        self.tokens_seen = 0
+        self._tokens: Tensor | int = 0
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens read in training so far by this process; without padding, unless rows are packed."""
+        return int(self._tokens)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not self.group_by_length:
+            return super()._get_train_sampler(dataset)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = [len(example.input_ids) for example in dataset.examples]
+        # Not by `set_epoch`: what accelerate tells a sampler of the epoch is lost where a resumed run skips batches.
+        return LengthSampler(lengths, step, self.args.seed, lambda: int(self.state.epoch or 0))
 
     # -- optimisation ------------------------------------------------------------------------------------------------
 
@@ -100,8 +117,10 @@ class SiameseTrainer(Trainer):
         """The model's loss; with AdaLoRA its orthogonality penalty, which peft adds in a forward that makes the loss."""
         if self.adapter_only:
             inputs = {**inputs, "force_gate": 0.0}
-        if model.training and "attention_mask" in inputs:
-            self.tokens_seen += int(inputs["attention_mask"].sum())
+        if model.training:
+            mask = inputs.get("attention_mask")
+            # Not read before it is asked for: on a GPU that would wait for all that is queued.
+            self._tokens = self._tokens + (inputs["input_ids"].numel() if mask is None else mask.sum())
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if self.rank_schedule is None or not model.training:
             return result
@@ -139,11 +158,13 @@ class SiameseTrainer(Trainer):
         stage = run / ".saving"
         if self.args.should_save:
             shutil.rmtree(stage, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self._stage = stage
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._stage = None
+        self.accelerator.wait_for_everyone()  # each process has put its random state there
         if self.args.should_save:
             for made in stage.iterdir():
                 shutil.rmtree(run / made.name, ignore_errors=True)
