@@ -15,7 +15,7 @@ LAYERS = (
     {"cache", "settings", "views"},
     {"shared"},
     {"streams"},
-    {"compiled"},
+    {"decoding"},
     {"building"},
     {"card"},
     {"checkpoint"},

@@ -11,18 +11,18 @@ from typing import Any, Literal
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import CompileConfig, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from imsm import checkpoint
 from imsm.building import attach_adapter, base_shape, enable_checkpointing, load_base
 from imsm.cache import TwinCache
-from imsm.compiled import CompiledStep
 from imsm.config import SiameseConfig
+from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate, interweave
 from imsm.loss import answer_loss
-from imsm.query import IGNORE, answer_boundaries, example_starts, pool, pool_within
+from imsm.query import IGNORE, answer_boundaries, attended_tokens, example_starts, pool, pool_within
 from imsm.streams import Streams
 
 #: One tensor of the frozen stream, one of the tuned; None for a stream that was not run.
@@ -48,7 +48,7 @@ class SiameseOutput(ModelOutput):
     tuned_memory: Tensor | None = None
 
 
-class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
+class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
     """A causal language model that keeps both minds: the base model's and the adapter's (paper: "Methodology").
 
     Build it with `from_base`, load it with `from_pretrained`. `peft_model` and `gate` are its two parts;
@@ -72,9 +72,6 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.streams = streams
         self._two_passes = False
-        #: Set while `generate` decodes with a compiled step.
-        self._step: CompiledStep | None = None
-        self._compiled: CompiledStep | None = None
         head = self.base.get_output_embeddings()
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
         self.gate.to(next(head.parameters()).device)
@@ -250,7 +247,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = labels is None and not self.training
         use_cache = use_cache or past_key_values is not None
-        cache = self._twin_cache(past_key_values) if use_cache else None
+        cache = twin_cache(past_key_values) if use_cache else None
         run_base, run_tuned = (output_memories or force_gate != 0), (output_memories or force_gate != 1)
         recall: Pair | None = None if base_memory is None else (base_memory, base_query)
         if recall is not None:
@@ -262,9 +259,15 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             cache.require(base=run_base, tuned=run_tuned)
         attended = attended_tokens(attention_mask, tokens)
         length = tokens.shape[1]
-        if self._step is not None and cache is not None and length == 1 and not (output_gate or output_memories):
+        if (
+            self.compiled_step is not None
+            and cache is not None
+            and length == 1
+            and not (output_gate or output_memories)
+        ):
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
-            return self._compiled_step(self._step, inputs, cache, force_gate, attended)
+            decoded = self._decode_compiled(self.compiled_step, inputs, cache, force_gate, attended)
+            return SiameseOutput(logits=decoded, past_key_values=cache)
         first = None
         if position_ids is not None and position_ids.dim() == 2 and attention_mask is None and not use_cache:
             first = example_starts(position_ids.to(attended.device).expand_as(attended))
@@ -361,21 +364,6 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         streams.tap.memory = None
         return output
 
-    def _compiled_step(
-        self, step: CompiledStep, inputs: dict[str, Any], cache: TwinCache, force_gate: float | None, attended: Tensor
-    ) -> SiameseOutput:
-        """One step of `generate` as a compiled graph; the cache, and the query in it, are there already."""
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        kind = "shared" if cache.shared is not None else "frozen" if cache.base is not None else "tuned"
-        query: Pair = (None, None)
-        if force_gate is None and self.gate.uses_query:
-            assert cache.query is not None
-            query = cache.query
-        logits, memory = step(kind, inputs, cache.parts[0], query, force_gate)
-        base, tuned = memory.chunk(2) if kind == "shared" else (memory, memory)
-        cache.record(base if kind != "tuned" else None, tuned if kind != "frozen" else None, attended)
-        return SiameseOutput(logits=logits, past_key_values=cache)
-
     @property
     def passes(self) -> Literal["shared", "two"]:
         """How both streams are run in inference: in one pass over a doubled batch, or one after the other.
@@ -398,18 +386,9 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _shares_a_pass(self, cache: TwinCache | None) -> bool:
         """Whether both streams are run at once now: in inference, unless a cache was begun otherwise."""
-        if cache is not None and cache.seen > 0:
+        if cache is not None and cache.parts:
             return cache.shared is not None
         return self.passes == "shared" and not self.training and not torch.is_grad_enabled()
-
-    def _twin_cache(self, cache: Any) -> TwinCache:
-        if cache is None:
-            return TwinCache(None, None)
-        if not isinstance(cache, TwinCache):
-            raise InputError(
-                f"past_key_values must be a TwinCache (imsm.TwinCache() is an empty one), got {type(cache).__name__}"
-            )
-        return cache
 
     def _refuse_recall(self, recall: Pair, labels: Tensor | None, more: bool, force_gate: float | None) -> None:
         if labels is None or more or force_gate is not None:
@@ -491,87 +470,6 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         memory = base if tuned is None else tuned if base is None else interweave(base, tuned, force_gate)
         assert memory is not None
         return Mix(memory, torch.full_like(memory, force_gate, dtype=torch.float32))
-
-    # -- generation --------------------------------------------------------------------------------------------------
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """One cache for each stream, of the kind the base model would use; the prompt's length fixes the query."""
-        mask = model_kwargs.get("attention_mask")
-        prompt_length = mask.shape[1] if mask is not None else generation_config._mask_length
-        if model_kwargs.get("prompt_mask") is not None:
-            prompt_length = None
-        given = model_kwargs.get("past_key_values")
-        if given is None and generation_config.use_cache is False:
-            model_kwargs.setdefault("prompt_length", prompt_length)
-            return
-        cache = model_kwargs["past_key_values"] = self._twin_cache(given)
-        if given is not None:
-            cache._is_user_defined = True
-        # A draft goes on within the answer that it was begun for.
-        if not (generation_config.is_assistant and cache.seen > 0):
-            cache.begin_answer(prompt_length)
-        if cache.seen > 0:
-            return
-
-        def half() -> Any:
-            made: dict[str, Any] = {}
-            self.base._prepare_cache_for_generation(generation_config, made, *args, **kwargs)
-            return made.get(self.streams.cache_name)
-
-        force_gate = model_kwargs.get("force_gate")
-        if force_gate not in (0, 1) and self.passes == "shared" and generation_config.prefill_chunk_size is None:
-            cache.shared, cache.once = half(), self.streams.once or 0
-            return
-        cache.base = half() if force_gate != 0 else None
-        cache.tuned = half() if force_gate != 1 else None
-
-    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """Whether `generate` decodes compiled: with a static cache, on an accelerator or if a `compile_config` is given."""
-        cache, wanted = model_kwargs.get("past_key_values"), generation_config.compile_config is not None
-        static = (
-            isinstance(cache, TwinCache)
-            and len(cache.parts) == 1
-            and cache.parts[0].is_compileable
-            and type(cache.parts[0]) is not DynamicCache
-            and not self.streams.prefix_length
-            and getattr(self.base, "hf_device_map", None) is None
-        )
-        if wanted and not static:
-            raise InputError(
-                "compile_config needs cache_implementation='static', streams that share their passes "
-                f"(model.passes is {self.passes!r}) and a base model on one device"
-            )
-        return static and not generation_config.disable_compile and (wanted or self.device.type != "cpu")
-
-    def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
-        """`forward` with decoding steps compiled; prompts are read uncompiled."""
-        config = compile_config or CompileConfig()
-        if self._compiled is None or self._compiled.config != config:
-            self._compiled = CompiledStep(self.streams, lambda *given: self._mix(*given).memory, config)
-        compiled = self._compiled
-
-        def call(**kwargs: Any) -> Any:
-            self._step = compiled
-            try:
-                return self(**kwargs)
-            finally:
-                self._step = None
-
-        return call
-
-
-def attended_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
-    """Which of the new tokens (B, T) are not padding, (B, T) bool."""
-    batch, length = tokens.shape[:2]
-    if attention_mask is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
-    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
-        raise InputError(
-            f"attention_mask must be (batch, past + new tokens) = ({batch}, ≥ {length}), got {tuple(attention_mask.shape)}"
-        )
-    return attention_mask[:, -length:].bool().to(tokens.device)
 
 
 def kept_positions(logits_to_keep: int | Tensor, length: int) -> slice | Tensor:

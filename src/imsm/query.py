@@ -13,7 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imsm.errors import InputError
+
 IGNORE = -100
+
+
+def attended_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
+    """Which of the new tokens (B, T) are not padding, (B, T) bool."""
+    batch, length = tokens.shape[:2]
+    if attention_mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
+        raise InputError(
+            f"attention_mask must be (batch, past + new tokens) = ({batch}, ≥ {length}), got {tuple(attention_mask.shape)}"
+        )
+    return attention_mask[:, -length:].bool().to(tokens.device)
 
 
 def example_starts(position_ids: Tensor) -> Tensor:

@@ -1,0 +1,194 @@
+"""Decoding by `generate`: both streams' caches, and a step as a single compiled graph from token to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CompileConfig, DynamicCache, GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_masks_for_generate
+
+from imsm.cache import TwinCache
+from imsm.errors import InputError
+from imsm.gates import Mix
+from imsm.streams import Streams
+
+Query = tuple[Tensor | None, Tensor | None]
+#: From both memories, the pooled query and a constant in place of the gate to what the head is given.
+Weave = Callable[["tuple[Tensor, Tensor]", Query, "float | None"], Tensor]
+
+
+class CompiledStep:
+    """`torch.compile` of the shared, the frozen or the tuned pass over one token a row.
+
+    Args:
+        streams: whose pass it is.
+        weave: how two memories (B, 1, d) become one.
+        config: how to compile.
+    """
+
+    def __init__(self, streams: Streams, weave: Weave, config: CompileConfig) -> None:
+        self.streams = streams
+        self.weave = weave
+        self.config = config
+        self._step = torch.compile(self._traced, **config.to_dict())
+
+    def __call__(
+        self, kind: str, inputs: dict[str, Any], cache: Cache, query: Query, force_gate: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1, V) and memories (B or 2B, 1, d) of the step.
+
+        Args:
+            kind: "shared", "frozen" or "tuned".
+            inputs: of the model, for B rows.
+            cache: static, of the rows that the pass has.
+            query: pooled query (q̄, q̄') that the gate needs.
+            force_gate: constant in its place.
+        """
+        model, inputs = self.streams.prepared(kind, self._with_mask(inputs, cache), cache)
+        logits, memory = self._step(kind, model, inputs, query, force_gate)
+        # A captured graph (CUDA) writes into the same place again at the next step.
+        return logits, memory.clone()
+
+    def _traced(
+        self, kind: str, model: Any, inputs: dict[str, Any], query: Query, force_gate: float | None
+    ) -> tuple[Tensor, Tensor]:
+        memories: list[Tensor] = []
+
+        def weave(memory: Tensor) -> Tensor:
+            memories.append(memory)
+            if kind != "shared":
+                return memory
+            base, tuned = memory.chunk(2)
+            return self.weave((base, tuned), query, force_gate)
+
+        with self.streams.tap.replacing(weave):
+            logits = model(**inputs).logits
+        return logits, memories[0]
+
+    def _with_mask(self, inputs: dict[str, Any], cache: Cache) -> dict[str, Any]:
+        """The mask as wide as the cache, so that shapes are the same at every step."""
+        base, tokens = self.streams.base, inputs["input_ids"]
+        make = getattr(base, "create_masks_for_generate", create_masks_for_generate)
+        mask = make(
+            config=base.config,
+            inputs_embeds=torch.empty((*tokens.shape, 0), dtype=base.dtype, device=tokens.device),
+            attention_mask=inputs.get("attention_mask"),
+            past_key_values=cache,
+            position_ids=inputs.get("position_ids"),
+        )
+        return {**inputs, "attention_mask": mask}
+
+
+class TwinGenerationMixin(GenerationMixin):
+    """What `generate` needs to know of two streams: their caches, the prompt's end, and how to compile a step."""
+
+    streams: Streams
+    base: Any
+    gate: Any
+    passes: Any
+    device: Any
+    _mix: Callable[..., Mix]
+    #: Set while `generate` decodes with a compiled step.
+    compiled_step: CompiledStep | None = None
+    _compiled: CompiledStep | None = None
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """One cache for each stream, of the kind the base model would use; the prompt's length fixes the query."""
+        mask = model_kwargs.get("attention_mask")
+        prompt_length = mask.shape[1] if mask is not None else generation_config._mask_length
+        if model_kwargs.get("prompt_mask") is not None:
+            prompt_length = None
+        given = model_kwargs.get("past_key_values")
+        if given is None and generation_config.use_cache is False:
+            model_kwargs.setdefault("prompt_length", prompt_length)
+            return
+        cache = model_kwargs["past_key_values"] = twin_cache(given)
+        if given is not None:
+            cache._is_user_defined = True
+        # A draft goes on within the answer that it was begun for.
+        if not (generation_config.is_assistant and cache.seen > 0):
+            cache.begin_answer(prompt_length)
+        if cache.seen > 0:
+            return
+
+        def half() -> Any:
+            made: dict[str, Any] = {}
+            self.base._prepare_cache_for_generation(generation_config, made, *args, **kwargs)
+            return made.get(self.streams.cache_name)
+
+        force_gate = model_kwargs.get("force_gate")
+        if force_gate not in (0, 1) and self.passes == "shared" and generation_config.prefill_chunk_size is None:
+            cache.shared, cache.once = half(), self.streams.once or 0
+            return
+        cache.base = half() if force_gate != 0 else None
+        cache.tuned = half() if force_gate != 1 else None
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        """Whether `generate` decodes compiled: with a static cache, on an accelerator or if a `compile_config` is given."""
+        cache, wanted = model_kwargs.get("past_key_values"), generation_config.compile_config is not None
+        static = (
+            isinstance(cache, TwinCache)
+            and len(cache.parts) == 1
+            and cache.parts[0].is_compileable
+            and type(cache.parts[0]) is not DynamicCache
+            and not self.streams.prefix_length
+            and len(set((getattr(self.base, "hf_device_map", None) or {}).values())) <= 1
+        )
+        if wanted and not static:
+            raise InputError(
+                "compile_config needs cache_implementation='static', streams that share their passes "
+                f"(model.passes is {self.passes!r}) and a base model on one device"
+            )
+        return static and not generation_config.disable_compile and (wanted or self.device.type != "cpu")
+
+    def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
+        """`forward` with decoding steps compiled; prompts are read uncompiled."""
+        config = compile_config or CompileConfig()
+        if self._compiled is None or self._compiled.config != config:
+            self._compiled = CompiledStep(self.streams, lambda *given: self._mix(*given).memory, config)
+        compiled = self._compiled
+
+        def call(**kwargs: Any) -> Any:
+            self.compiled_step = compiled
+            try:
+                return self(**kwargs)  # type: ignore[operator]
+            finally:
+                self.compiled_step = None
+
+        return call
+
+    def _decode_compiled(
+        self, step: CompiledStep, inputs: dict[str, Any], cache: TwinCache, force_gate: float | None, attended: Tensor
+    ) -> Tensor:
+        """Logits (B, 1, V) of one compiled step; the cache, and the query in it, are there already."""
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        kind = "shared" if cache.shared is not None else "frozen" if cache.base is not None else "tuned"
+        query: Query = (None, None)
+        if force_gate is None and self.gate.uses_query:
+            assert cache.query is not None
+            query = cache.query
+        logits, memory = step(kind, inputs, cache.parts[0], query, force_gate)
+        base, tuned = memory.chunk(2) if kind == "shared" else (memory, memory)
+        cache.record(base if kind != "tuned" else None, tuned if kind != "frozen" else None, attended)
+        return logits
+
+
+def twin_cache(cache: Any) -> TwinCache:
+    """The cache given, or an empty one.
+
+    Raises:
+        InputError: it is another kind of cache.
+    """
+    if cache is None:
+        return TwinCache()
+    if not isinstance(cache, TwinCache):
+        raise InputError(
+            f"past_key_values must be a TwinCache (imsm.TwinCache() is an empty one), got {type(cache).__name__}"
+        )
+    return cache
