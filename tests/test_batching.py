@@ -16,7 +16,7 @@ from zoo import METHODS, tiny_base, tiny_siamese
 from imsm import GATES, InputError, SiameseForCausalLM, TrainConfig, train
 from imsm.data import IGNORED, AnswerCollator, Example
 from imsm.packing import refuse_unpackable
-from imsm.query import example_starts
+from imsm.query import answer_boundaries, example_starts
 from imsm.training.batching import LengthSampler
 
 KEEP_APART = ["llama", "gemma3", "gpt2", "mistral", "mixtral", "phi", "granite"]
@@ -105,6 +105,18 @@ def test_rows_are_few_and_hold_every_example_once(plain_tokenizer: PreTrainedTok
 def test_starts_of_packed_examples() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5], [4, 5, 6, 0, 0, 1]])
     assert example_starts(positions).tolist() == [[0, 0, 0, 3, 3, 5], [0] * 6, [0, 0, 0, 3, 4, 4]]
+
+
+def test_an_answer_never_has_a_query_in_the_example_before() -> None:
+    """The second example is learnt from its first token on, so its query is what precedes a position, as in a row alone."""
+    labels = torch.tensor([[IGNORED, 5, 6, 7, 8, 9]])
+    first = torch.tensor([[0, 0, 0, 3, 3, 3]])
+    attended = torch.ones_like(labels, dtype=torch.bool)
+    packed = answer_boundaries(labels, attended, None, first)
+    alone = [answer_boundaries(part, attended[:, :3]) for part in labels.split(3, dim=1)]
+    expected = torch.cat([alone[0], alone[1] + 3], dim=1)
+    within = [0, 1, 3, 4, 5]  # what the last token of the first example predicts is in the second
+    assert packed[0, within].tolist() == expected[0, within].tolist() == [0, 0, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

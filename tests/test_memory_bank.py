@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -433,19 +434,30 @@ def test_two_processes_share_the_building(collator: AnswerCollator, tmp_path: Pa
 
 
 def test_two_processes_train_as_one(base_folder: str, tmp_path: Path) -> None:
-    """DDP over gloo with half the batch each, with the bank: the losses are those of one process without."""
+    """DDP over gloo with half the batch each, with the bank: the losses are those of one process without.
+
+    Resumed in mid-epoch they are the same to the last bit.
+    """
     settings = run_settings(base_folder, tmp_path)
-    settings |= {"adapter": {**LORA, "lora_dropout": 0.0}, "gate_dropout": 0.0, "save_steps": 4}
+    settings |= {"adapter": {**LORA, "lora_dropout": 0.0}, "gate_dropout": 0.0, "save_steps": 4, "save_total_limit": 9}
     train(TrainConfig(**settings, output_dir=str(tmp_path / "alone"), memory_bank="off"))
-    config = TrainConfig(**{**settings, "batch_size": 4}, output_dir=str(tmp_path / "both"), memory_bank="on")
+    both = tmp_path / "both"
+    config = TrainConfig(**{**settings, "batch_size": 4}, output_dir=str(both), memory_bank="on")
     (tmp_path / "both.yaml").write_text(to_yaml(config))
-    two_processes([sys.executable, "-m", "imsm_cli", "train", str(tmp_path / "both.yaml")])
-    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), abs=1e-3)
+    command = [sys.executable, "-m", "imsm_cli", "train", str(tmp_path / "both.yaml")]
+    two_processes(command)
+    unbroken = losses(both)
+    assert unbroken == pytest.approx(losses(tmp_path / "alone"), abs=1e-3)
     ids = torch.arange(1, 9)[None]
-    both, alone = (SiameseForCausalLM.from_pretrained(tmp_path / name)(ids).logits for name in ("both", "alone"))
-    assert torch.allclose(both, alone, atol=1e-3)
-    checkpoint = tmp_path / "both" / "checkpoint-8"
-    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    logits = [SiameseForCausalLM.from_pretrained(tmp_path / name)(ids).logits for name in ("both", "alone")]
+    assert torch.allclose(*logits, atol=1e-3)
+    states = {path.name for path in (both / "checkpoint-4").glob("rng_state*")}
+    assert states == {"rng_state_0.pth", "rng_state_1.pth"}
+    for later in (8, 9):
+        shutil.rmtree(both / f"checkpoint-{later}")
+    two_processes([*command, "--resume"])
+    assert losses(both) == unbroken
+    assert torch.equal(SiameseForCausalLM.from_pretrained(both)(ids).logits, logits[0])
 
 
 # -- auto, on, off ---------------------------------------------------------------------------------------------------
