@@ -132,7 +132,8 @@ def test_rows_are_views_of_the_file_and_the_size_is_as_estimated(collator: Answe
 @pytest.mark.parametrize(
     "change",
     [
-        {"gate": "query_aware"},
+        {"gate": "query_aware", "gradient_checkpointing": True},
+        {"bf16": True},
         {"gate": "token", "adapter": ADALORA | {"target_r": 3}, "memory_bank_dtype": "float32"},
         {"gate": "query_blended", "packing": True},
         {"gradient_accumulation": 2, "batch_size": 3, "group_by_length": False},

@@ -236,7 +236,7 @@ class MemoryBank:
             },
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what some models keep from one pass to the next could not be trained on
     def _compute(self, examples: list[Example]) -> list[tuple[Tensor, Tensor, list[int]]]:
         """Memories (S, d), pooled queries (A, d), and how many positions each query holds for, of every example."""
         device: Any = self.model.get_input_embeddings().weight.device
