@@ -11,7 +11,7 @@ SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
     {"errors"},
-    {"config", "fingerprint", "folders", "gates", "loss", "query"},
+    {"attention", "config", "fingerprint", "folders", "gates", "loss", "query"},
     {"cache", "settings", "views"},
     {"shared"},
     {"streams"},

@@ -14,6 +14,7 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from zoo import METHODS, disturb, tiny_base, tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM, TwinCache
+from imsm.attention import FOLDED, folded_attention
 from imsm.building import prove_shared
 from imsm.shared import SharedBase, TwinLayer, TwinLowRank, layers_below
 from imsm.views import FewRowsLinear, PatchedForwardError, view
@@ -284,7 +285,7 @@ def test_few_rows(shape: tuple[int, ...], bias: bool) -> None:
     linear = nn.Linear(24, 40, bias=bias)
     x = torch.randn(shape)
     found = FewRowsLinear.of(linear)(x)
-    assert FewRowsLinear.serves(x) == (shape[0] < 64)
+    assert FewRowsLinear.serves(x) == (shape[0] < 64) and FewRowsLinear.serves(x.bfloat16()) == (shape[0] == 4)
     assert found.shape == (*shape[:-1], 40)
     torch.testing.assert_close(found, linear(x))
 
@@ -347,3 +348,31 @@ def test_a_static_cache_cannot_be_split() -> None:
         model(BATCH.ids[:, :7], BATCH.mask[:, :7], BATCH.positions[:, :7], past_key_values=cache)
         with pytest.raises(InputError, match="force_gate cannot be set on a cache of both streams"):
             model(BATCH.ids[:, 7:], BATCH.mask, BATCH.positions[:, 7:], past_key_values=cache, force_gate=1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_attention(dtype: torch.dtype, masked: bool) -> None:
+    """Against the product and softmax written out, for grouped heads; and the kinds of call left to transformers."""
+    query, key, value = (torch.randn(2, heads, n, 8).to(dtype) for heads, n in ((6, 1), (3, 5), (3, 5)))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()[:, None, None] if masked else None
+    module = nn.Module()
+    module.num_key_value_groups = 2
+    found, weights = folded_attention(module, query, key, value, mask, scaling=0.3)
+    assert found.shape == (2, 1, 6, 8) and weights is None
+    keys, values = (x.repeat_interleave(2, dim=1).float() for x in (key, value))
+    scores = query.float() @ keys.transpose(-1, -2) * 0.3
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+    expected = (scores.softmax(dim=-1) @ values).transpose(1, 2)
+    torch.testing.assert_close(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+def test_only_the_shared_view_folds() -> None:
+    model = tiny_siamese("llama", "lora")
+    attention = model.streams._view("shared").model.layers[0].self_attn
+    assert attention.config._attn_implementation == FOLDED
+    assert model.base.config._attn_implementation == "sdpa"
+    assert model.streams._view("frozen").config is model.base.config
+    model.base.set_attn_implementation("eager")
+    assert model.streams._view("shared").model.layers[0].self_attn.config._attn_implementation == "eager"
+    assert_same(memories(model, "shared"), memories(model, "two"), 1e-4)

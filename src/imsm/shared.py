@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from imsm.attention import fold_attention
 from imsm.views import FewRowsLinear, view
 
 
@@ -178,6 +179,7 @@ def shared_view(base: nn.Module, once: int) -> nn.Module:
     layers = decoder_layers(made)
     for i in range(once):
         layers[i] = OnceLayer(layers[i])
+    fold_attention(made, base)
     return made
 
 

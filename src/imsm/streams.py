@@ -129,6 +129,7 @@ class Streams(nn.Module):
             tuple(self.peft_model.peft_config),
             tuple(self.peft_model.active_adapters),
             getattr(switch, "_disable_adapters", False),
+            self.base.config._attn_implementation,
             self.once,
         )
         if self._views.get("state") != state:
