@@ -312,9 +312,11 @@ def test_compiled_decoding() -> None:
     model = siamese(upper(tiny_base("llama")))
     config = CompileConfig(mode="default", fullgraph=True, backend="aot_eager")
     for gate in (None, 1, 0):
+        torch._dynamo.utils.counters.clear()
         kwargs = {"force_gate": gate}
         compiled = generated(model, cache_implementation="static", compile_config=config, **kwargs)
         assert compiled == generated(model, **kwargs)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch._dynamo.utils.counters.clear()
     assert generated(model, cache_implementation="static", compile_config=config) == generated(model)
     assert not torch._dynamo.utils.counters["stats"].get("unique_graphs")

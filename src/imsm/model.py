@@ -60,6 +60,8 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # whatever the base was loaded with is used
+    # Of the two bases, PreTrainedModel's would win, which compiles the whole forward for every length of the mask.
+    get_compiled_call = TwinGenerationMixin.get_compiled_call  # type: ignore[assignment]
     # The loss below divides by `num_items_in_batch`, so Trainer's accumulation is exact.
     accepts_loss_kwargs = True
 

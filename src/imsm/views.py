@@ -41,7 +41,9 @@ def view(model: nn.Module, replace: Replace) -> nn.Module:
 
     def shell(module: nn.Module) -> nn.Module:
         if "forward" in vars(module):
-            raise PatchedForwardError(type(module).__name__)
+            raise PatchedForwardError(
+                f"{type(module).__name__}.forward was replaced on the instance, as accelerate does for several devices"
+            )
         if module._buffers and not module._modules and not module._parameters:
             return module  # rotary tables and the like change as they run: both trees must see the same state
         copied = copy.copy(module)
