@@ -4,7 +4,8 @@ Every run is a fresh process and its seconds run from the model with its new ada
 trained adapter on disk; loading libraries and model and tokenising are left out for all alike. For ours that is
 `imsm.train` from the moment its model is built: building the bank, training, and saving adapter and gate are inside.
 For the others it is `trainer.train()` and `save_pretrained`. Every trainer logs once an epoch and saves one checkpoint,
-at the end. All train in float32 with the same LoRA, AdamW, cosine schedule, seed and batches.
+at the end. All train in float32 with the same LoRA, AdamW, cosine schedule, seed and batch size; ours with batches of
+similar length (`group_by_length`), the others with their default order.
 
 `sft` is TRL's `SFTTrainer` with its own defaults but for float32 (they recompute activations in the backward pass), and
 `sft_plain` the same without that recomputation, which is faster here.
@@ -235,6 +236,7 @@ def run_ours(task: dict[str, Any]) -> dict[str, float]:
                 epochs=task["epochs"],
                 max_steps=task["steps"],
                 batch_size=task["batch_size"],
+                group_by_length=True,
                 learning_rate=task["learning_rate"],
                 seed=task["seed"],
                 logging_steps=logging_steps(task),

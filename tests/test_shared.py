@@ -258,6 +258,17 @@ def test_views_follow_the_model() -> None:
         assert_same(shared, two, 1e-4)
 
 
+def test_another_adapter_may_reach_further_down() -> None:
+    model = siamese(upper(tiny_base("llama")))
+    memories(model, "shared")
+    assert model.streams.once == 1
+    model.peft_model.add_adapter("low", peft.LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0]))
+    model.peft_model.set_adapter("low")
+    disturb(model)
+    assert_same(memories(model, "shared"), memories(model, "two"), 1e-4)
+    assert model.streams.once == 0
+
+
 def test_a_merged_adapter_is_refused() -> None:
     model = tiny_siamese("llama", "lora")
     model.peft_model.merge_adapter()

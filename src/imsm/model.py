@@ -348,6 +348,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             )
             if cache is not None:
                 cache.shared, cache.once = streams.cache_of(output), streams.once or 0
+            streams.tap.memory = None
             return output
         base_cache, tuned_cache = (cache.base, cache.tuned) if cache is not None else (None, None)
         if not run_tuned:

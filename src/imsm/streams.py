@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from imsm.errors import InputError
-from imsm.shared import double, frozen_view, shared_view
+from imsm.shared import double, frozen_view, layers_below, shared_view
 from imsm.views import PatchedForwardError
 
 Replace = Callable[[Tensor], Tensor]
@@ -130,10 +130,13 @@ class Streams(nn.Module):
             tuple(self.peft_model.active_adapters),
             getattr(switch, "_disable_adapters", False),
             self.base.config._attn_implementation,
-            self.once,
+            self.once or 0,
         )
         if self._views.get("state") != state:
             self._views = {"state": state}
+            if self.once:
+                # An adapter added since the proof may reach further down.
+                self.once = min(self.once, layers_below(self.base))
         if name not in self._views:
             base = self.base
             self._views[name] = frozen_view(base) if name == "frozen" else shared_view(base, self.once or 0)

@@ -78,7 +78,7 @@ class TrainConfig:
             does so where it pays and fits.
         memory_bank_dtype: Number format they are kept in; auto is bfloat16 where they are computed in it, else float32.
         memory_bank_dir: Folder for them; null is imsm/memory_banks in the user's cache folder.
-        group_by_length: Make batches of records of similar length, so that less is padded.
+        group_by_length: Make batches of records of similar length: less is padded, batches are less mixed.
         packing: Put the records of a batch into as few rows as they fit in, kept apart from each other.
         eval_steps: Steps between evaluations; null is at the end of each epoch. Needs data.eval.
         save_steps: Steps between checkpoints; null is at the end of each epoch.
@@ -123,7 +123,7 @@ class TrainConfig:
     memory_bank: Literal["auto", "on", "off"] = "auto"
     memory_bank_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     memory_bank_dir: str | None = None
-    group_by_length: bool = True
+    group_by_length: bool = False
     packing: bool = False
     eval_steps: int | None = None
     save_steps: int | None = None
