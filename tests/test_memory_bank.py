@@ -194,6 +194,7 @@ def run_settings(base_folder: str, tmp_path: Path) -> dict[str, Any]:
         "data": DataConfig(train=str(data), max_length=64),
         "adapter": LORA,
         "batch_size": 8,
+        "group_by_length": True,
         "learning_rate": 5e-3,
         "tensorboard": False,
         "progress": False,

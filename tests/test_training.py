@@ -143,7 +143,10 @@ def test_adalora_runs_its_rank_schedule(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"adapter": LORA, "memory_bank": "on", "packing": True}, {"adapter": ADALORA, "memory_bank": "off"}],
+    [
+        {"adapter": LORA, "memory_bank": "on", "packing": True},
+        {"adapter": ADALORA, "memory_bank": "off", "group_by_length": True},
+    ],
     ids=["lora-bank-packed", "adalora-live"],
 )
 def test_kill_and_resume_give_the_unbroken_curve(
