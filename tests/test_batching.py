@@ -75,7 +75,7 @@ def test_the_setting_decides(group: bool, base_folder: str, tmp_path: Path, monk
 
     monkeypatch.setattr(SiameseForCausalLM, "forward", forward)
     settings = run_settings(base_folder, tmp_path) | {"batch_size": 4, "max_steps": 6}
-    train(TrainConfig(**settings, group_by_length=group, output_dir=str(tmp_path / "run")))
+    train(TrainConfig(**{**settings, "group_by_length": group}, output_dir=str(tmp_path / "run")))
     assert (sum(seen) < 60) == group
 
 
