@@ -29,22 +29,28 @@ def double(value: Any, batch: int) -> Any:
     return value
 
 
-class SharedBase(nn.Module):
-    """Stands where a tuner's own base layer was: runs it once on both streams' rows, gives back the tuned ones."""
+class Around(nn.Module):
+    """Stands in a layer's place and answers for it: tuners read weights off their base layer, models settings."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        #: The frozen rows of the call under way, before and after the base layer.
-        self.frozen: Tensor | None = None
-        self.done = False
 
     def __getattr__(self, name: str) -> Any:
-        # Tuners ask their base layer for its weight, its dtype and so on.
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
+
+
+class SharedBase(Around):
+    """Stands where a tuner's own base layer was: runs it once on both streams' rows, gives back the tuned ones."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        #: The frozen rows of the call under way, before and after the base layer.
+        self.frozen: Tensor | None = None
+        self.done = False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         assert self.frozen is not None
@@ -117,19 +123,8 @@ class TwinLowRank(nn.Module):
         return y
 
 
-class OnceLayer(nn.Module):
+class OnceLayer(Around):
     """A layer below the first adapted one: run on the frozen rows, since the tuned ones are the same."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        # Models read settings off their layers, such as the kind of attention.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         rows = x.shape[0]
