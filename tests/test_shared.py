@@ -95,7 +95,7 @@ def test_layers_below_the_adapter_are_computed_once(architecture: str) -> None:
     assert [layer.keys.shape[0] for layer in cache.shared.layers] == [3] * model.streams.once + [6]
 
 
-@pytest.mark.parametrize("operation", ["reorder", "repeat", "select", "split"])
+@pytest.mark.parametrize("operation", ["reorder", "repeat", "select", "split to base", "split to tuned"])
 def test_a_cache_with_layers_of_both_sizes_moves_as_one(operation: str) -> None:
     model = siamese(upper(tiny_base("llama")))
     prompt = {
@@ -115,14 +115,14 @@ def test_a_cache_with_layers_of_both_sizes_moves_as_one(operation: str) -> None:
     elif operation == "repeat":
         rows = rows.repeat_interleave(2)
         cache.batch_repeat_interleave(2)
-    gate = {"force_gate": 1} if operation == "split" else {}
+    gate = {"force_gate": int(operation == "split to base")} if operation.startswith("split") else {}
     with torch.no_grad():
         after = model(
             BATCH.ids[rows, 7:], BATCH.mask[rows], BATCH.positions[rows, 7:], past_key_values=cache, **gate
         ).logits
         expected = model(BATCH.ids[rows], BATCH.mask[rows], BATCH.positions[rows], use_cache=False, **gate).logits
     assert_same(after, expected[:, 7:])
-    assert (cache.shared is None) == (operation == "split")
+    assert (cache.shared is None) == operation.startswith("split")
 
 
 def kv_bytes(cache: Any) -> int:

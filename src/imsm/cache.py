@@ -66,7 +66,7 @@ class TwinCache(Cache):
             return
         if self.shared is not None:
             if not (base and tuned):
-                self.split()
+                self.split(base, tuned)
             return
         if (base and self.base is None) or (tuned and self.tuned is None):
             raise InputError(
@@ -74,15 +74,16 @@ class TwinCache(Cache):
                 "from a fresh cache"
             )
 
-    def split(self) -> None:
-        """Make two caches of the shared one, so that one stream can go on alone.
+    def split(self, base: bool, tuned: bool) -> None:
+        """Take the wanted streams' rows out of the shared cache, so that one can go on alone.
 
         Raises:
             InputError: a layer of the cache cannot give away rows.
         """
         assert self.shared is not None
 
-        def half(tuned: bool) -> Cache:
+        def half(first: int) -> Cache:
+            rows = torch.arange(first, first + self.batch_size)
             made = copy.copy(self.shared)
             assert made is not None
             made.layers = [copy.copy(layer) for layer in made.layers]
@@ -92,11 +93,12 @@ class TwinCache(Cache):
                         f"force_gate cannot be set on a cache of both streams with layers of kind {type(layer).__name__}; "
                         "set it from the first token on, or start from a fresh cache"
                     )
-                rows = torch.arange(self.batch_size) + (self.batch_size if tuned else 0)
                 layer.batch_select_indices(rows)
             return made
 
-        self.base, self.tuned, self.shared = half(tuned=False), half(tuned=True), None
+        self.base = half(0) if base else None
+        self.tuned = half(self.batch_size) if tuned else None
+        self.shared = None
 
     def begin_answer(self, prompt_length: int | None) -> None:
         """Forget the last answer's query: the next one is pooled over the sequence's first `prompt_length` tokens."""
