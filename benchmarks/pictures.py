@@ -63,14 +63,15 @@ def bars(panel: Any, record: dict[str, Any]) -> None:
     """A group a cell, a bar a system; batches are worlds apart, so decoding is drawn against peft's rate."""
     metric, axis, unit = BARS[record["benchmark"]]
     cells = {name: medians(cell["rounds"]) for name, cell in record["cells"].items() if cell["rounds"]}
-    systems = [s for s in next(iter(cells.values()), {}) if s in COLOURS]
+    systems = [s for s in COLOURS if any(s in values for values in cells.values())]
     against_peer = record["benchmark"] == "decode" and "peft" in systems
     width = 0.85 / max(len(systems), 1)
     for place, system in enumerate(systems):
+        measured = [(group, values) for group, values in enumerate(cells.values()) if system in values]
         heights = [
-            values[system][metric] / (values["peft"][metric] if against_peer else unit) for values in cells.values()
+            values[system][metric] / (values["peft"][metric] if against_peer else unit) for _, values in measured
         ]
-        where = [group + (place - (len(systems) - 1) / 2) * width for group in range(len(cells))]
+        where = [group + (place - (len(systems) - 1) / 2) * width for group, _ in measured]
         panel.bar(where, heights, width, color=COLOURS[system], label=TITLES[system])
     if against_peer:
         panel.axhline(1, color="black", linewidth=0.8)

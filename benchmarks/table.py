@@ -101,7 +101,10 @@ def tables(record: dict[str, Any]) -> list[Table]:
             peer = cell.get(PEERS.get(verb, ""), {}).get(metric)
             texts = []
             for system in columns:
-                value = cell[system][metric]
+                value = cell.get(system, {}).get(metric)
+                if value is None:
+                    texts.append("–")
+                    continue
                 texts.append(write(value) + (f" ({value / peer:.2f})" if peer and system != PEERS[verb] else ""))
             rows.append([name, *texts])
         made.append(Table(f"{title}, {record['model']}", ["", *(TITLES[system] for system in columns)], rows))

@@ -8,7 +8,8 @@ at the end. All train in float32 with the same LoRA, AdamW, cosine schedule, see
 similar length (`group_by_length`), the others with their default order.
 
 `sft` is TRL's `SFTTrainer` with its own defaults but for float32 (they recompute activations in the backward pass), and
-`sft_plain` the same without that recomputation, which is faster here.
+`sft_plain` the same without that recomputation, which is faster here. The cells of more than three epochs, which ask only
+how the bank's building is spread over epochs, leave the live run out.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def rounds(cell: Cell, options: Options, folder: str, missing: int) -> Iterator[
     Raises:
         InputError: TRL is wanted and not installed, or there are no records.
     """
-    names = options.systems or list(NAMES)
+    names = [name for name in options.systems or NAMES if name != "live" or cell.setting["epochs"] <= 3]
     if any(name.startswith("sft") for name in names) and importlib.util.find_spec("trl") is None:
         others = " ".join(name for name in names if not name.startswith("sft"))
         raise InputError(

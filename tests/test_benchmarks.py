@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import data, limit, machine, measure, memory, report, systems, table, targets, train
+from benchmarks import data, limit, machine, measure, memory, pictures, report, systems, table, targets, train
 from benchmarks.__main__ import main
 from benchmarks.run import Cell, Options, Record
 from imsm.errors import InputError
@@ -310,6 +310,16 @@ def test_medians_and_verdicts() -> None:
     }
     ten = targets.verdicts(by_hand("train", {"epochs": 10}, *rounds))
     assert [(v.target.bound, v.met) for v in ten if v.target.metric == "seconds"] == [(1.08, False)]
+
+
+def test_a_cell_may_lack_a_system(tmp_path: Path) -> None:
+    record = by_hand("train", {"epochs": 3}, {**training(90, 100), "live": training(110, 100)["bank"]})
+    ten = by_hand("train", {"epochs": 10}, training(80, 100))["cells"]["the cell"]
+    record["cells"]["longer"] = ten
+    seconds = table.tables(record)[0]
+    assert seconds.rows[0][-1] == "110.0 s (1.10)" and seconds.rows[1][-1] == "–"
+    pictures.picture([record], tmp_path / "train.png")
+    assert (tmp_path / "train.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
