@@ -18,7 +18,16 @@ def commit() -> str:
     """The commit of the code, with `+` behind it if the code differs from it; "unknown" outside a clone."""
     try:
         head = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--", "src", "benchmarks", "examples", ":!benchmarks/results")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--",
+            "src",
+            "benchmarks",
+            "examples",
+            ":!benchmarks/results",
+            ":!benchmarks/forgetting/results",
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed else "")

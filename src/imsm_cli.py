@@ -15,6 +15,9 @@ VERBS = {
     "train": "fine-tune a model as a YAML file of settings says",
     "generate": "answer prompts with a checkpoint, on request beside both memories' own answers",
     "chat": "talk with a checkpoint",
+    "eval": "score a checkpoint of any kind on tasks, and hold it against its base model's own answers",
+    "audit": "hold checkpoints against their base: what was learned, what was lost",
+    "reproduce": "remake the paper's tables and figures for a model, ours beside the paper's",
     "data": "`data show FILE`: how records are rendered, tokenised and masked",
     "info": "say what a checkpoint is: base, method, gate, parameters, training",
 }

@@ -20,9 +20,11 @@ LAYERS = (
     {"card"},
     {"checkpoint"},
     {"model"},
-    {"data", "generation"},
-    {"memory_bank", "packing"},
+    {"data", "generation", "loramoe"},
+    {"memory_bank", "packing", "samples"},
     {"training"},
+    {"evaluation"},
+    {"reproduce"},
     {"cli"},
 )
 

@@ -69,7 +69,7 @@ def test_every_verb_has_a_module_and_help(verb: str, capsys: pytest.CaptureFixtu
     ("argument", "message"),
     [
         ("tran", "imsm: unknown verb 'tran'; did you mean 'train'?\n"),
-        ("zzz", "imsm: unknown verb 'zzz'; there are train, generate, chat, data, info\n"),
+        ("zzz", f"imsm: unknown verb 'zzz'; there are {', '.join(imsm_cli.VERBS)}\n"),
         ("--versoin", "imsm: unknown option '--versoin'; did you mean '--version'?\n"),
     ],
 )

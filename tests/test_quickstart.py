@@ -9,6 +9,11 @@ from types import ModuleType
 
 import pytest
 
+from imsm.evaluation.metrics import METRICS
+from imsm.evaluation.results import RecordResult
+from imsm.evaluation.sources import load_records
+from imsm.evaluation.tasks import find_tasks
+
 FOLDER = Path(__file__).parents[1] / "examples" / "quickstart"
 
 
@@ -46,6 +51,18 @@ def test_every_reference_reply_scores(quickstart: dict[str, ModuleType]) -> None
     for name in ("shop-train.jsonl", "shop-test.jsonl"):
         for record in records(name):
             assert quickstart["scoring"].task_score(record["messages"][-1]["content"], record["key"])
+
+
+def test_the_data_serves_as_tasks() -> None:
+    shop, facts, kept = find_tasks([str(FOLDER / f"{name}.yaml") for name in ("shop", "facts", "kept")])
+    asked = load_records(shop, None, None, 0)
+    assert len(asked) == 60 and {len(record.turns) for record in asked} == {1, 3}
+    for record, written in zip(asked, records("shop-test.jsonl"), strict=True):
+        reply = RecordResult(0, record.prompt, list(record.references), written["messages"][-1]["content"])
+        assert METRICS["contains_all"].record(reply) == 1
+    questions = load_records(facts, None, None, 0)
+    assert questions[0].references == ("Paris",) and questions[0].turns == (("user", questions[0].prompt),)
+    assert [r.turns for r in load_records(kept, None, None, 0)] == [r.turns for r in questions]
 
 
 def test_no_question_gives_its_answer_away(quickstart: dict[str, ModuleType]) -> None:

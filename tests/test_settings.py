@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from imsm.errors import InputError
-from imsm.settings import DataConfig, TrainConfig, argument_parser, load, read_yaml, setting_types, to_yaml
+from imsm.settings import (
+    DataConfig,
+    RetainConfig,
+    TrainConfig,
+    argument_parser,
+    load,
+    read_yaml,
+    setting_types,
+    to_yaml,
+)
 
 MINIMAL = "model: m\noutput_dir: o\ndata: {train: t.jsonl}\n"
 
@@ -57,6 +66,7 @@ def test_saved_settings_load_to_equal_ones(text: str, tmp_path: Path) -> None:
         learning_rate=1e-5,
         save_steps=7,
         resume=True,
+        retain=RetainConfig("kl_samples", weight=0.5, prompts=text),
     )
     assert read_yaml(written(tmp_path, to_yaml(before))) == before
 
@@ -131,6 +141,8 @@ def test_another_adapter_method_drops_the_settings_of_the_one_before(tmp_path: P
         ("data: {tarin: x}", "unknown setting 'data.tarin'; did you mean 'data.train'?"),
         ("data.train: x", "'data.train' must be written as 'train' below 'data:'"),
         ("data: x", "data must be a group of settings ('train: …' and so on), got 'x'"),
+        (MINIMAL + "retain: replay", "retain must be a group of settings ('kind: …' and so on), got 'replay'"),
+        (MINIMAL + "retain: {kid: replay}", "unknown setting 'retain.kid'; did you mean 'retain.kind'?"),
         ("model: m\ndata: {train: x}", "the setting output_dir is missing: "),
         ("model: m\noutput_dir: o", "the setting data.train is missing: "),
         (MINIMAL + "batch_size: '8'", "batch_size must be an integer, got '8'"),
@@ -163,6 +175,7 @@ def test_bad_yaml_is_refused(text: str, message: str, tmp_path: Path) -> None:
         ("save_steps", "1.5", "save_steps must be an integer or null, got '1.5'"),
         ("resume", "maybe", "resume must be true or false, got 'maybe'"),
         ("schedule", "step", "schedule must be one of cosine, linear, constant, got 'step'"),
+        ("retain.kind", "kl", "retain.kind must be one of none, kl_prompts, kl_samples, replay, got 'kl'"),
         ("data.bad_records", "drop", "data.bad_records must be one of error, skip, got 'drop'"),
     ],
 )
@@ -197,7 +210,7 @@ def test_a_settings_file_must_be_there(tmp_path: Path) -> None:
         ({"warmup": -0.1}, "warmup must be a share"),
         ({"seed": -1}, "seed must be an integer from 0 to below 2**32, got -1"),
         ({"model": ""}, "model must be a text that is not empty, got ''"),
-        ({"method": "lora"}, "method must be one of imsm, peft, got 'lora'"),
+        ({"method": "lora"}, "method must be one of imsm, peft, loramoe, full, got 'lora'"),
         ({"gate": "tokn"}, "got 'tokn'; did you mean 'token'?"),
         ({"data": {"train": "x"}}, "data must be a DataConfig, got {'train': 'x'}"),
         ({"adapter": {"r": object()}}, "adapter.r must be texts, numbers, lists or mappings"),
@@ -217,6 +230,49 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) 
 def test_data_settings_are_checked_by_their_full_name(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"^data\.{next(iter(changes))} must be "):
         DataConfig(**{"train": "t.jsonl", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "distil"}, "retain.kind must be one of none, kl_prompts, kl_samples, replay, got 'distil'"),
+        ({"weight": 0}, "retain.weight must be a positive number, got 0"),
+        ({"samples": 0}, "retain.samples must be a positive integer, got 0"),
+        ({"share": 1.0}, "retain.share must be a number between 0 and 1, got 1"),
+        ({"prompts": ""}, "retain.prompts must be a text that is not empty, or null, got ''"),
+    ],
+)
+def test_retain_settings_are_checked_by_their_full_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        RetainConfig(**changes)
+    assert str(caught.value) == message
+
+
+LORAMOE = {"peft_type": "LORAMOE", "target_modules": ["up_proj"]}
+CORDA = {"init_lora_weights": "corda"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "loramoe"}, "method: loramoe and adapter.peft_type: LORAMOE go together"),
+        ({"method": "peft", "adapter": LORAMOE}, "method: loramoe and adapter.peft_type: LORAMOE go together"),
+        ({"method": "full", "memory_bank": "on"}, "method: full has no frozen stream"),
+        ({"method": "full", "packing": True}, "packing is not for method: full"),
+        ({"method": "peft", "adapter": CORDA, "packing": True}, "packing is not for CorDA"),
+        ({"method": "full", "retain": "kl_samples"}, "method: full does not keep at hand"),
+        ({"method": "loramoe", "adapter": LORAMOE, "retain": "kl_prompts"}, "method: loramoe does not keep at hand"),
+        ({"method": "peft", "adapter": CORDA, "retain": "kl_samples"}, "whose weights CorDA rewrites"),
+        ({"method": "imsm", "retain": "kl_prompts"}, "kl_prompts goes with method: peft"),
+        ({"method": "peft", "packing": True, "retain": "kl_prompts"}, "cannot tell prompts from padding"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
+    if kind := changes.get("retain"):
+        changes = {**changes, "retain": RetainConfig(kind)}
+    with pytest.raises(InputError) as caught:
+        config(**changes)
+    assert message in str(caught.value)
 
 
 def test_help_explains_every_setting() -> None:

@@ -149,7 +149,7 @@ def test_sampling_follows_its_seed(checkpoint: str, capsys: pytest.CaptureFixtur
         (["CHECKPOINT", "hi", "--top-p", "0"], "--top-p must be in (0, 1], got 0.0"),
         (["CHECKPOINT", "hi", "--batch-size", "0"], "--batch-size must be a positive integer, got 0"),
         (["CHECKPOINT", "hi", "--base", "nowhere/at/all"], "cannot be loaded as a causal language model"),
-        (["CHECKPOINT", "hi", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["CHECKPOINT", "hi", "--device", "cuda:99"], "device cuda:99 cannot be used"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

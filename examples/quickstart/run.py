@@ -215,6 +215,11 @@ def main() -> int:
     beside.replace(output / "results.json")
     print(f"\nCheckpoint: {output / 'imsm'}   picture: {output / 'task-against-retained.png'}")
     print(f"Talk to it: .venv/bin/imsm chat {output / 'imsm'}")
+    tasks = " ".join(str(HERE / f"{name}.yaml") for name in ("shop", "facts", "kept"))
+    print(
+        f"Hold both against the base: .venv/bin/imsm audit {model_folder} {output / 'lora'} {output / 'imsm'} "
+        f"--tasks {tasks} --targets {HERE / 'shop.yaml'} --output {output / 'audit'}"
+    )
     return 0
 
 

@@ -80,26 +80,12 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
     own = {id(parameter) for parameter in base.parameters()}
     reference = None if _on_meta(base) else _reference_memory(base)
     was_training = base.training
-    try:
-        if folder is not None:
-            with warnings.catch_warnings():
-                # peft only warns of missing tensors; `refuse_other_tensors` looks itself.
-                warnings.filterwarnings("ignore", message="Found missing adapter keys")
-                # peft refuses to load these for training; their prompt is made trainable below.
-                trainable = not peft_config.is_prompt_learning
-                peft_model = PeftModel.from_pretrained(base, os.fspath(folder), is_trainable=trainable)
-        else:
+    if folder is not None:
+        # peft refuses to load these for training; their prompt is made trainable below.
+        peft_model = load_adapter(base, folder, trainable=not peft_config.is_prompt_learning)
+    else:
+        with _refusals(base):
             peft_model = get_peft_model(base, peft_config)  # type: ignore[assignment]
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-        ImportError,
-        SafetensorError,
-    ) as error:
-        raise InputError(f"peft cannot put this adapter into {type(base).__name__}: {first_line(error)}") from error
     if not isinstance(peft_model, PeftModel):
         raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
     if folder is not None:
@@ -117,6 +103,35 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
             raise
         streams.train(was_training)
     return streams
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
+    """`base` with the adapter of a folder put into it, in place.
+
+    Raises:
+        InputError: peft cannot do it.
+    """
+    with _refusals(base), warnings.catch_warnings():
+        # peft only warns of missing tensors; `refuse_other_tensors` looks itself.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        return PeftModel.from_pretrained(base, os.fspath(folder), is_trainable=trainable)
+
+
+@contextmanager
+def _refusals(base: PreTrainedModel) -> Iterator[None]:
+    """Whatever peft raises within, as an `InputError`."""
+    try:
+        yield
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        raise InputError(f"peft cannot put this adapter into {type(base).__name__}: {first_line(error)}") from error
 
 
 def fetch_adapter(name: str | os.PathLike[str]) -> Path:

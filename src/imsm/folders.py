@@ -21,6 +21,11 @@ from huggingface_hub.errors import (
 from imsm.errors import InputError, first_line
 
 
+def cache_folder(name: str) -> Path:
+    """Where computed things of one kind lie unless told otherwise: `imsm/NAME` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imsm" / name
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` whose files are moved into it at the end; nothing is moved on an error.

@@ -75,24 +75,27 @@ def answers(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        width = len(tokens[chosen[-1]])
-        ids = torch.full((len(chosen), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):
-            ids[row, width - len(tokens[i]) :] = torch.tensor(tokens[i])
-            mask[row, width - len(tokens[i]) :] = 1
         settings = {"do_sample": False, "pad_token_id": pad, **generate_kwargs}
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                **settings,
-            )
-        repeats = out.shape[0] // len(chosen)
-        for row, sequence in enumerate(out[:, width:].tolist()):
+        found = continuations(model, [tokens[i] for i in chosen], pad, max_new_tokens=max_new_tokens, **settings)
+        repeats = len(found) // len(chosen)
+        for row, sequence in enumerate(found):
             new = trim(sequence, model.generation_config.eos_token_id)
             yield Answer(chosen[row // repeats], str(tokenizer.decode(new, skip_special_tokens=True)).strip(), new)
+
+
+def continuations(
+    model: Any, prompts: Sequence[Sequence[int]], pad: int | None, **generate_kwargs: Any
+) -> list[list[int]]:
+    """The new tokens that `model.generate` gives to each of several prompts decoded together, padding behind them."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), 0 if pad is None else pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **generate_kwargs)
+    return list(out[:, width:].tolist())
 
 
 def trim(ids: list[int], eos: int | list[int] | None) -> list[int]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from imsm.data import IGNORED, AnswerCollator, Example
 from imsm.errors import InputError, first_line
 from imsm.fingerprint import fingerprint
+from imsm.folders import cache_folder
 from imsm.model import SiameseForCausalLM
 from imsm.query import answer_boundaries, pool_within
 
@@ -79,7 +80,7 @@ def _example_bytes(
 
 def default_folder() -> Path:
     """Where banks lie unless told otherwise: `imsm/memory_banks` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imsm" / "memory_banks"
+    return cache_folder("memory_banks")
 
 
 class MemoryBank:

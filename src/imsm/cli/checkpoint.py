@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from imsm.checkpoint import read_config
-from imsm.errors import InputError, first_line
+from imsm.errors import InputError
+from imsm.evaluation.loading import Loading, load_siamese
 from imsm.model import SiameseForCausalLM
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The checkpoint and how to load it."""
-    parser.add_argument("checkpoint", help="folder or Hub name of a siamese checkpoint")
+def add_model_arguments(
+    parser: argparse.ArgumentParser, checkpoint: str = "folder or Hub name of a siamese checkpoint"
+) -> None:
+    """The checkpoint, which help describes as `checkpoint`, and how to load it."""
+    parser.add_argument("checkpoint", help=checkpoint)
     parser.add_argument("--base", help="folder or Hub name of the base model, if not the one that the checkpoint names")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument(
@@ -56,25 +57,11 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_checkpoint(args: argparse.Namespace) -> tuple[SiameseForCausalLM, PreTrainedTokenizerBase]:
-    """Model and tokenizer of the checkpoint that the arguments name.
+    """Model and tokenizer of the siamese checkpoint that the arguments name.
 
     Raises:
-        InputError: see `SiameseForCausalLM.from_pretrained`; or there is no tokenizer.
+        InputError: see `load_siamese`.
     """
-    import torch
-
-    folder, config = read_config(args.checkpoint, {})
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = SiameseForCausalLM.from_pretrained(
-        folder, base=args.base, dtype=args.dtype, trust_remote_code=args.trust_remote_code
-    )
-    try:
-        model.to(device)  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} cannot be used: {first_line(error)}") from error
-    source = folder if (Path(folder) / "tokenizer_config.json").is_file() else args.base or config.base_model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no tokenizer in {folder} nor with its base: {first_line(error)}") from error
+    loading = Loading(args.dtype, args.device, args.trust_remote_code)
+    model, tokenizer, _ = load_siamese(args.checkpoint, args.base, loading)
     return model, tokenizer

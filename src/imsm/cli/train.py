@@ -24,10 +24,14 @@ def run(argv: list[str]) -> int:
     from imsm.training import train
 
     result = train(config)
-    if config.method == "peft":
-        print(f"The adapter is in {result.folder}; load it with peft's PeftModel.from_pretrained.")
-    else:
-        print(f"The checkpoint is in {result.folder}; use it: imsm generate {result.folder} 'PROMPT'")
+    folder = result.folder
+    messages = {
+        "imsm": f"The checkpoint is in {folder}; use it: imsm generate {folder} 'PROMPT'",
+        "peft": f"The adapter is in {folder}; load it with peft's PeftModel.from_pretrained.",
+        "loramoe": f"The experts are in {folder}; load them with imsm.loramoe.load.",
+        "full": f"The model is in {folder}; load it with transformers' AutoModelForCausalLM.from_pretrained.",
+    }
+    print(messages[config.method])
     return 0
 
 

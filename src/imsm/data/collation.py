@@ -36,6 +36,7 @@ class AnswerCollator:
         for name, value in (("pad_to_multiple_of", pad_to_multiple_of), ("row_length", row_length)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value}")
+        self.tokenizer = tokenizer
         self.pad: int = pad
         self.pad_to_multiple_of = pad_to_multiple_of
         self.row_length = row_length

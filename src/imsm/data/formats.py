@@ -81,7 +81,7 @@ def parse(fields: dict[str, Any], format: str) -> Pair | Conversation:
         keys = ", ".join(map(repr, fields)) or "none"
         raise RecordError(f"{' and '.join(map(repr, missing))} missing; keys found: {keys}")
     if format == "messages":
-        messages = _messages(fields["messages"], "messages")
+        messages = read_messages(fields["messages"], "messages")
         return _conversation(messages, 0)
     if format == "input/output":
         output = fields["output"]
@@ -92,8 +92,8 @@ def parse(fields: dict[str, Any], format: str) -> Pair | Conversation:
         return Pair(_text(fields["input"], "input"), _text(output, "output"))
     prompt, completion = fields["prompt"], fields["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        messages = _messages(prompt, "prompt")
-        return _conversation(messages + _messages(completion, "completion"), len(messages))
+        messages = read_messages(prompt, "prompt")
+        return _conversation(messages + read_messages(completion, "completion"), len(messages))
     if isinstance(prompt, list) or isinstance(completion, list):
         raise RecordError(
             "'prompt' and 'completion' must both be texts or both lists of messages, got "
@@ -110,7 +110,12 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _messages(value: Any, name: str) -> list[dict[str, Any]]:
+def read_messages(value: Any, name: str) -> list[dict[str, Any]]:
+    """The messages in a field of that name, what is null left out.
+
+    Raises:
+        RecordError: it is not a list of messages.
+    """
     if not isinstance(value, list):
         raise RecordError(f"'{name}' must be a list of messages, got {type_name(value)}")
     if not value:

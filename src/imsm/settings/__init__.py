@@ -1,6 +1,16 @@
 """The settings of a run: their dataclasses, and their way to and from YAML and the command line."""
 
 from imsm.settings.reading import argument_parser, load, read_yaml, setting_types, to_yaml
-from imsm.settings.schema import DataConfig, TrainConfig, nearest
+from imsm.settings.schema import DataConfig, RetainConfig, TrainConfig, nearest
 
-__all__ = ["DataConfig", "TrainConfig", "argument_parser", "load", "nearest", "read_yaml", "setting_types", "to_yaml"]
+__all__ = [
+    "DataConfig",
+    "RetainConfig",
+    "TrainConfig",
+    "argument_parser",
+    "load",
+    "nearest",
+    "read_yaml",
+    "setting_types",
+    "to_yaml",
+]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from imsm.errors import InputError
-from imsm.settings.schema import DataConfig, TrainConfig, nearest, type_in_words, wrong_value
+from imsm.settings.schema import TrainConfig, nearest, type_in_words, wrong_value
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -64,9 +64,11 @@ def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = N
                 f"the setting {key} is missing: put it into the settings file, or give it as --{key} VALUE"
             )
     values |= _typed(texts)
-    data = {key.removeprefix("data."): value for key, value in values.items() if key.startswith("data.")}
-    run = {key: value for key, value in values.items() if not key.startswith("data.")}
-    return TrainConfig(data=DataConfig(**data), **run)
+    run = {key: value for key, value in values.items() if "." not in key}
+    for group, kind in groups().items():
+        own = {key: value for key, value in values.items() if key.startswith(group + ".")}
+        run[group] = kind(**{key.removeprefix(group + "."): value for key, value in own.items()})
+    return TrainConfig(**run)
 
 
 def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -99,16 +101,22 @@ def argument_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="imsm train", exit_on_error=False)
     parser.add_class_arguments(TrainConfig)
     for action in parser._actions:
-        if action.dest == "data":  # the group as one value; its settings are listed one by one
+        if action.dest in groups():  # the group as one value; its settings are listed one by one
             action.help = argparse.SUPPRESS
     return parser
 
 
+def groups() -> dict[str, Any]:
+    """The settings that are groups of others, and their dataclasses."""
+    return {key: hint for key, hint in get_type_hints(TrainConfig).items() if is_dataclass(hint)}
+
+
 def setting_types() -> dict[str, Any]:
     """Every setting's dotted key and its type."""
-    types = get_type_hints(TrainConfig)
-    del types["data"]
-    return types | {f"data.{key}": hint for key, hint in get_type_hints(DataConfig).items()}
+    types = {key: hint for key, hint in get_type_hints(TrainConfig).items() if key not in groups()}
+    for group, kind in groups().items():
+        types |= {f"{group}.{key}": hint for key, hint in get_type_hints(kind).items()}
+    return types
 
 
 def _read_mapping(path: Path) -> dict[Any, Any]:
@@ -144,15 +152,18 @@ def _loader() -> Any:
 
 def _flatten(content: dict[Any, Any]) -> dict[str, Any]:
     """Dotted keys from the file's nested mapping; unknown ones raise."""
-    data = content.get("data", {})
-    if not isinstance(data, dict):
-        raise wrong_value("data", "a group of settings ('train: …' and so on)", data)
-    flat = {str(key): value for key, value in content.items() if key != "data"}
-    flat |= {f"data.{key}": value for key, value in data.items()}
+    flat = {str(key): value for key, value in content.items() if key not in groups()}
+    for group, kind in groups().items():
+        values = content.get(group, {})
+        if not isinstance(values, dict):
+            first = fields(kind)[0].name
+            raise wrong_value(group, f"a group of settings ('{first}: …' and so on)", values)
+        flat |= {f"{group}.{key}": value for key, value in values.items()}
     known = setting_types()
     for key in flat:
-        if key.startswith("data.") and key in content:
-            raise InputError(f"{key!r} must be written as {key.removeprefix('data.')!r} below 'data:'")
+        group, _, name = key.partition(".")
+        if group in groups() and key in content:
+            raise InputError(f"{key!r} must be written as {name!r} below '{group}:'")
         if key not in known:
             raise InputError(f"unknown setting {key!r}{nearest(key, known)}")
     return flat

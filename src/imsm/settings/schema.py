@@ -45,6 +45,43 @@ class DataConfig:
 
 
 @dataclass
+class RetainConfig:
+    """What a run does, beside its method, to keep what the base model knows.
+
+    Attributes:
+        kind: none; kl_prompts adds the KL divergence from the base model at the training prompts; kl_samples adds it on
+            texts that the base model sampled; replay mixes the base model's own answers to general prompts into the
+            training records.
+        weight: Weight of the KL divergence, in mean nats a token, beside the cross-entropy.
+        samples: Texts that the base model samples, for kl_samples and for CorDA.
+        share: Share of the training records that replay makes the base model's own answers.
+        prompts: A file of general prompts (prompt, input or messages) that the base model answers; null lets it sample
+            prompts of its own.
+        sample_tokens: Longest sampled prompt, and longest answer, in tokens.
+        batch_size: Sampled texts a device and forward pass, for kl_samples.
+
+    Raises:
+        InputError: a value of the wrong type or out of range.
+    """
+
+    kind: Literal["none", "kl_prompts", "kl_samples", "replay"] = "none"
+    weight: float = 1.0
+    samples: int = 200
+    share: float = 0.05
+    prompts: str | None = None
+    sample_tokens: int = 64
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        _check_types(self, "retain.")
+        _require(self.weight > 0, "retain.weight", "a positive number", self.weight)
+        for name in ("samples", "sample_tokens", "batch_size"):
+            _require(getattr(self, name) > 0, f"retain.{name}", "a positive integer", getattr(self, name))
+        _require(0 < self.share < 1, "retain.share", "a number between 0 and 1", self.share)
+        _require(self.prompts != "", "retain.prompts", "a text that is not empty, or null", "")
+
+
+@dataclass
 class TrainConfig:
     """Settings of a training run.
 
@@ -55,8 +92,11 @@ class TrainConfig:
         revision: Branch, tag or commit of the base model on the Hub.
         trust_remote_code: Run code that the base model's repository brings.
         dtype: Number format that the base model is loaded in; auto is that of its files.
-        method: imsm trains a siamese model; peft trains the adapter alone, as the baseline.
+        method: imsm trains a siamese model; the others are baselines: peft trains the adapter alone, loramoe routed LoRA
+            experts, full all weights of the model, without an adapter.
         adapter: peft's settings by peft's own names, and peft_type; as a whole in YAML, or key by key as --adapter.KEY.
+            With method loramoe peft_type is LORAMOE, and the settings are those of imsm.loramoe.LoRAMoEConfig.
+        retain: What is done beside the method to keep what the base model knows.
         gate: How the two memories are mixed: query_aware, token, average, residual, projected or query_blended.
         gate_rank: Rank of the gate's low-rank map.
         gate_dropout: Dropout after each of the gate's linear maps.
@@ -99,10 +139,11 @@ class TrainConfig:
     revision: str | None = None
     trust_remote_code: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    method: Literal["imsm", "peft"] = "imsm"
+    method: Literal["imsm", "peft", "loramoe", "full"] = "imsm"
     adapter: dict[str, Any] = field(
         default_factory=lambda: {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
     )
+    retain: RetainConfig = field(default_factory=RetainConfig)
     gate: str = "query_aware"
     gate_rank: int = 8
     gate_dropout: float = 0.1
@@ -156,14 +197,54 @@ class TrainConfig:
         _require(whole_or_share, "warmup", "a share from 0 to below 1, or a whole number of steps", self.warmup)
         if self.eval_steps is not None and self.data.eval is None:
             raise InputError("eval_steps is set, but there is nothing to evaluate on: give data.eval, or leave it out")
-        if self.memory_bank == "on" and self.method == "peft":
-            raise InputError("memory_bank is on, but method: peft has no frozen stream; leave one of them out")
+        if self.memory_bank == "on" and self.method != "imsm":
+            raise InputError(
+                f"memory_bank is on, but method: {self.method} has no frozen stream; leave one of them out"
+            )
         _require(self.memory_bank_dir != "", "memory_bank_dir", "a folder or null", "")
         self.adapter = _plain({"peft_type": "LORA", **self.adapter}, "adapter")
+        self._refuse_combinations()
         from imsm.gates import GATES
 
         if self.gate not in GATES:
             raise InputError(f"gate must be one of {', '.join(GATES)}; got {self.gate!r}{nearest(self.gate, GATES)}")
+
+    @property
+    def corda(self) -> bool:
+        """Whether the adapter starts as CorDA, which moves a part of the base weights into it."""
+        return self.method == "peft" and str(self.adapter.get("init_lora_weights")).lower() == "corda"
+
+    def _refuse_combinations(self) -> None:
+        """Raises `InputError` for settings that are right one by one and cannot go together."""
+        experts = str(self.adapter["peft_type"]).upper() == "LORAMOE"
+        if experts != (self.method == "loramoe") and self.method != "full":
+            raise InputError(
+                f"method: loramoe and adapter.peft_type: LORAMOE go together, got method: {self.method} and "
+                f"peft_type: {self.adapter['peft_type']}; set both or neither"
+            )
+        kind = self.retain.kind
+        if kind in ("kl_prompts", "kl_samples") and self.method in ("full", "loramoe"):
+            raise InputError(
+                f"retain.kind: {kind} compares with the base model, which method: {self.method} does not keep at hand; use "
+                "method: peft, or retain.kind: replay"
+            )
+        if kind in ("kl_prompts", "kl_samples") and self.corda:
+            raise InputError(
+                f"retain.kind: {kind} compares with the base model, whose weights CorDA rewrites; use another "
+                "adapter.init_lora_weights, or retain.kind: replay"
+            )
+        if kind == "kl_prompts" and self.method == "imsm":
+            raise InputError(
+                "retain.kind: kl_prompts goes with method: peft: a siamese model answers behind its prompt alone; use "
+                "retain.kind: kl_samples"
+            )
+        if kind == "kl_prompts" and self.packing:
+            raise InputError(
+                "retain.kind: kl_prompts cannot tell prompts from padding in packed rows; set packing: false"
+            )
+        if self.packing and (self.method in ("full", "loramoe") or self.corda):
+            what = "CorDA" if self.corda else f"method: {self.method}"
+            raise InputError(f"packing is not for {what}; set packing: false")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

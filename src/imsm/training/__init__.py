@@ -1,6 +1,6 @@
-"""Training over Hugging Face `Trainer`: siamese models, and plain PEFT as the baseline."""
+"""Training over Hugging Face `Trainer`: siamese models, and the baselines."""
 
 from imsm.training.run import TrainResult, train
-from imsm.training.trainer import GateMeter, SiameseTrainer
+from imsm.training.siamese import GateMeter, SiameseTrainer
 
 __all__ = ["GateMeter", "SiameseTrainer", "TrainResult", "train"]

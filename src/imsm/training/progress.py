@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 if TYPE_CHECKING:
     from imsm.memory_bank import MemoryBank
-    from imsm.training.trainer import SiameseTrainer
+    from imsm.training.trainer import RunTrainer
 
 #: Seconds between lines where the output is no terminal.
 LINE_EVERY = 15.0
@@ -29,7 +29,7 @@ class ProgressBar(TrainerCallback):
         label: what is being trained, in front of the bar.
     """
 
-    def __init__(self, trainer: SiameseTrainer, label: str) -> None:
+    def __init__(self, trainer: RunTrainer, label: str) -> None:
         self.trainer = trainer
         self.label = label
         self.console = Console(stderr=True)
@@ -54,7 +54,7 @@ class ProgressBar(TrainerCallback):
             self.bar.start()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.values |= {k: v for k, v in (kwargs.get("logs") or {}).items() if k in ("loss", "gate", "eval_loss")}
+        self.values |= {k: v for k, v in (kwargs.get("logs") or {}).items() if k in ("loss", "gate", "kl", "eval_loss")}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.monotonic()

@@ -45,7 +45,7 @@ def plan_bank(
     Raises:
         InputError: `memory_bank: on`, and it does not fit on the disk.
     """
-    if config.method == "peft" or config.memory_bank == "off":
+    if config.method != "imsm" or config.memory_bank == "off":
         return None, "memory bank: off"
     dtype = bank_dtype(config, model)
     size = bank_bytes(examples, model.config.hidden_size, dtype)

@@ -1,4 +1,4 @@
-"""A `Trainer` that knows the two parts of a siamese model and resumes exactly where it was killed."""
+"""A `Trainer` whose checkpoints hold what learns, appear in one rename, and resume exactly where a run was killed."""
 
 from __future__ import annotations
 
@@ -14,74 +14,35 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from imsm.errors import InputError
-from imsm.folders import staged
-from imsm.gates import Mix
-from imsm.model import SiameseForCausalLM
 from imsm.training.batching import LengthSampler
-from imsm.training.rank_schedule import RankSchedule
 
 #: Every trained tensor as it is in memory, beside the portable checkpoint (which peft may prune).
 TRAINED = "trained.safetensors"
 
 
-class GateMeter:
-    """Mean of the gate over the positions it was computed on since the last reading."""
+class RunTrainer(Trainer):
+    """What the trainers of all methods share.
 
-    def __init__(self, gate: nn.Module) -> None:
-        self._sum: Tensor | float = 0.0
-        self._count = 0
-        self._handle = gate.register_forward_hook(self._on_gate)
-
-    def _on_gate(self, module: nn.Module, args: tuple[Any, ...], mix: Mix) -> None:
-        self._sum = self._sum + mix.gate.detach().sum()
-        self._count += mix.gate.numel()
-
-    def read(self) -> float | None:
-        """The mean, or None if the gate was not computed; starts anew."""
-        mean = float(self._sum) / self._count if self._count else None
-        self._sum, self._count = 0.0, 0
-        return mean
-
-    def remove(self) -> None:
-        """Take the hook off the gate."""
-        self._handle.remove()
-
-
-class SiameseTrainer(Trainer):
-    """Trains adapter and gate of a siamese model, or its adapter alone.
-
-    Against `Trainer`: the gate has a learning rate of its own; checkpoints hold adapter and gate, never the base, appear
-    in one rename and resume bit for bit; logs carry the mean gate and tokens per second.
+    Against `Trainer`: checkpoints hold what learns, appear in one rename and resume bit for bit; a loss that is no number
+    stops the run; tokens are counted.
 
     Args:
-        model: the siamese model.
-        gate_learning_rate: the gate's learning rate; the adapter's is `args.learning_rate`.
-        adapter_only: train and save what peft alone would, the baseline: the gate is forced to the tuned stream, so
-            that the frozen one is never run, and a difference between the two methods is the method's.
+        model: what is trained.
         group_by_length: make batches of examples of similar length; the training data must have `examples`.
     """
 
-    def __init__(
-        self,
-        model: SiameseForCausalLM,
-        *args: Any,
-        gate_learning_rate: float = 1e-3,
-        adapter_only: bool = False,
-        group_by_length: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, model: nn.Module, *args: Any, group_by_length: bool = False, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
-        self.siamese = model
         self.group_by_length = group_by_length
-        self.gate_learning_rate = gate_learning_rate
-        self.adapter_only = adapter_only
-        self.gate_meter = GateMeter(model.gate)
-        self.rank_schedule: RankSchedule | None = None
-        if RankSchedule.applies_to(model.peft_model):
-            self.rank_schedule = RankSchedule(model.peft_model)
-            self.add_callback(self.rank_schedule)
         self._stage: Path | None = None
         self._tokens: Tensor | int = 0
+
+    def save_portable(self, folder: Path) -> None:
+        """Writes the checkpoint that users load."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Takes off the model what was put on it for training."""
 
     @property
     def tokens_seen(self) -> int:
@@ -97,38 +58,14 @@ class SiameseTrainer(Trainer):
         # Not by `set_epoch`: what accelerate tells a sampler of the epoch is lost where a resumed run skips batches.
         return LengthSampler(lengths, step, self.args.seed, lambda: int(self.state.epoch or 0))
 
-    # -- optimisation ------------------------------------------------------------------------------------------------
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One group for the adapter, one for the gate."""
-        if self.optimizer is None:
-            opt_model: Any = self.model if model is None else model
-            gate = {id(p) for p in opt_model.gate.parameters()}
-            learned = [p for p in opt_model.parameters() if p.requires_grad]
-            groups: list[dict[str, Any]] = [{"params": [p for p in learned if id(p) not in gate]}]
-            groups.append({"params": [p for p in learned if id(p) in gate], "lr": self.gate_learning_rate})
-            for group in groups:
-                group["weight_decay"] = self.args.weight_decay
-            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
-            self.optimizer = optimizer_class([group for group in groups if group["params"]], **settings)
-        return self.optimizer
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's loss; with AdaLoRA its orthogonality penalty, which peft adds in a forward that makes the loss."""
-        if self.adapter_only:
-            inputs = {**inputs, "force_gate": 0.0}
-        if model.training:
-            mask = inputs.get("attention_mask")
-            # Not read before it is asked for: on a GPU that would wait for all that is queued.
-            self._tokens = self._tokens + (inputs["input_ids"].numel() if mask is None else mask.sum())
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.rank_schedule is None or not model.training:
-            return result
-        penalty = self.rank_schedule.penalty() / self.current_gradient_accumulation_steps
-        return (result[0] + penalty, result[1]) if isinstance(result, tuple) else result + penalty
+    def count_tokens(self, inputs: dict[str, Any]) -> None:
+        """Adds the tokens of a batch to those seen."""
+        mask = inputs.get("attention_mask")
+        # Not read before it is asked for: on a GPU that would wait for all that is queued.
+        self._tokens = self._tokens + (inputs["input_ids"].numel() if mask is None else mask.sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean gate since the last entry.
+        """As `Trainer`.
 
         Raises:
             FloatingPointError: the loss is not a finite number any more.
@@ -138,8 +75,6 @@ class SiameseTrainer(Trainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate, or load the model with "
                 "dtype: float32; the checkpoints before are whole"
             )
-        if (mean := self.gate_meter.read()) is not None:
-            logs["eval_gate" if "eval_loss" in logs else "gate"] = mean
         super().log(logs, start_time)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -177,16 +112,6 @@ class SiameseTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.save_portable(folder)
         save_file(self._trained(), folder / TRAINED, metadata={"format": "pt"})
-        if self.rank_schedule is not None:
-            self.rank_schedule.save(folder)
-
-    def save_portable(self, folder: Path) -> None:
-        """The checkpoint folder of the siamese model, or peft's own of the adapter alone."""
-        if self.adapter_only:
-            with staged(folder) as stage:
-                self.siamese.peft_model.save_pretrained(str(stage), save_embedding_layers=False)
-        else:
-            self.siamese.save_pretrained(folder)
 
     def _trained(self) -> dict[str, Tensor]:
         return {
@@ -207,8 +132,6 @@ class SiameseTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(saved[name])
-        if self.rank_schedule is not None:
-            self.rank_schedule.load(Path(resume_from_checkpoint))
 
 
 def trained_parameters(model: Any) -> dict[str, nn.Parameter]:

@@ -1,0 +1,95 @@
+"""The plan as runs: which method, at which rate, with which seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imsm.errors import InputError
+
+PLAN = Path(__file__).resolve().parent / "plan.yaml"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    name, title, source: how it is called here and in tables, and where it comes from.
+    train: its settings over the common ones.
+    learning_rates: those that are tried; the best on the validation records is used for all seeds.
+    seeds: seeds that are run.
+    rate_of: the method whose rate is taken instead of a search.
+    sweep: what is varied in evaluation alone, as `open_candidate` takes it: `scale` or `gate` and its values.
+    """
+
+    name: str
+    title: str
+    source: str
+    train: dict[str, Any]
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...] = ()
+    rate_of: str | None = None
+    sweep: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def suffixes(self) -> list[str]:
+        """What is put behind the checkpoint's name for each point of the sweep."""
+        return [f"@{what}={value:g}" for what, values in self.sweep.items() for value in values]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole plan for one model."""
+
+    target: str
+    retained: tuple[str, ...]
+    training_records: int
+    validation_records: int
+    limit: int
+    train: dict[str, Any]
+    methods: dict[str, Method]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What every result of the plan has in common."""
+        return {
+            "target": self.target,
+            "retained": list(self.retained),
+            "training_records": self.training_records,
+            "validation_records": self.validation_records,
+            "limit": self.limit,
+            "train": self.train,
+        }
+
+
+def train_config(settings: dict[str, Any], **own: Any) -> Any:
+    """The `TrainConfig` of settings as the plan has them, and of what a run adds."""
+    from imsm.settings import RetainConfig, TrainConfig
+
+    return TrainConfig(**{**settings, **own, "retain": RetainConfig(**settings.get("retain", {}))})
+
+
+def read_plan(model: str, path: Path = PLAN) -> Plan:
+    """The plan for a model: all methods, or those that the plan names for it.
+
+    Raises:
+        InputError: a method is named that the plan has not.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    methods: dict[str, Method] = {}
+    for name, values in content["methods"].items():
+        fields: dict[str, Any] = {k: tuple(v) if k in ("seeds", "learning_rates") else v for k, v in values.items()}
+        methods[name] = Method(name, **fields)
+    own = content["models"].get(model, {})
+    for name in own.get("methods", ()):
+        if name not in methods:
+            raise InputError(f"{path} names method {name!r} for {model}, but has none of that name")
+    if "methods" in own:
+        methods = {name: methods[name] for name in own["methods"]}
+    if "seeds" in own:
+        methods = {name: replace(method, seeds=method.seeds[: own["seeds"]]) for name, method in methods.items()}
+    common = ("target", "training_records", "validation_records", "limit", "train")
+    return Plan(**{key: content[key] for key in common}, retained=tuple(content["retained"]), methods=methods)

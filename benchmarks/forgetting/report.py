@@ -1,0 +1,154 @@
+"""`report`: the page docs/forgetting.md and its picture, from the records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.forgetting.claims import Claim, claims
+from benchmarks.forgetting.picture import draw
+from benchmarks.forgetting.records import Record, read_all
+from benchmarks.machine import sentence
+
+INTRODUCTION = """# What is forgotten
+
+This page is made by `python -m benchmarks.forgetting report` from the records in `benchmarks/forgetting/results`, which
+`python -m benchmarks.forgetting run --data-root DATA` makes as [plan.yaml](../benchmarks/forgetting/plan.yaml) says.
+
+Every method learns the same {training} Banking77 records (name one of 77 intents of a bank customer's message) in the same
+order for the same number of steps. Each has the same small search: its learning rates are tried with the first seed, and the
+one that scores best on {validation} validation records of the training file is used. The test records, up to {limit} a task, are
+looked at once, after that. This is a small model, one task and a short training: what holds here need not hold at 7 B, and
+what fails here need not fail there.
+
+- **Target**: exact match on Banking77's test records.
+- **Kept answers**: the share of the base model's own greedy answers (16 tokens) that come out the same, token by token, on
+  prompts of FreebaseQA, WebQuestions and MultiRC; and KL(base ‖ model) along them, in nats a token.
+- **Plasticity**, **retention** and their **harmonic mean** are those of [`imsm audit`](evaluation.md): the share of the room for
+  improvement that was used on the target, and the share of the base's score that was kept on all other tasks.
+"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records of one method over its seeds (or one point of a sweep)."""
+
+    name: str
+    title: str
+    varied: str
+    records: tuple[Record, ...]
+
+    def mean(self, task: str, metric: str | None = None) -> float:
+        """A task's score, or another metric of it, over the seeds."""
+        return fmean(self.values(task, metric))
+
+    def values(self, task: str, metric: str | None = None) -> list[float]:
+        """The same, one a seed."""
+        return [r.tasks[task]["metrics"][metric or r.tasks[task]["score"]][0] for r in self.records]
+
+    def balance(self, figure: str) -> float:
+        """`plasticity`, `retention` or `harmonic`, over the seeds; the base has learned nothing and kept all."""
+        if self.name == "base":
+            return {"plasticity": 0.0, "retention": 1.0, "harmonic": 0.0}[figure]
+        return fmean(float(record.balance[figure] or 0.0) for record in self.records)
+
+
+def groups(found: Sequence[Record]) -> list[Group]:
+    """The records of one model by method and point of a sweep, in the order of the first seed's titles."""
+    keys = list(dict.fromkeys((r.method, r.title, r.varied) for r in found))
+    made = [Group(*key, tuple(r for r in found if (r.method, r.title, r.varied) == key)) for key in keys]
+    return sorted(made, key=lambda group: (group.name != "base", -group.balance("harmonic")))
+
+
+def write(results: Path, docs: Path) -> Path:
+    """Remakes page and picture; returns the page's path.
+
+    Raises:
+        InputError: there are no records, or one is damaged.
+    """
+    found = read_all(results)
+    models = list(dict.fromkeys(record.model for record in found))
+    by_model = {model: groups([r for r in found if r.model == model]) for model in sorted(models, reverse=True)}
+    docs.mkdir(parents=True, exist_ok=True)
+    draw(by_model, docs / "forgetting.png")
+    page = docs / "forgetting.md"
+    beside = page.with_name(page.name + ".new")
+    beside.write_text(text(by_model), encoding="utf-8")
+    beside.replace(page)
+    return page
+
+
+def text(by_model: dict[str, list[Group]]) -> str:
+    """The page."""
+    settings = next(iter(by_model.values()))[0].records[0].settings
+    parts = [
+        INTRODUCTION.format(
+            training=f"{settings['training_records']:,}",
+            validation=settings["validation_records"],
+            limit=settings["limit"],
+        ),
+        "![target against retained](forgetting.png)\n",
+    ]
+    for model, found in by_model.items():
+        last = max((r for group in found for r in group.records), key=lambda r: len(r.tasks))
+        parts += [f"## {model}\n", sentence(vars(last)) + "\n"]
+        parts += ["### What holds and what does not\n", claim_list(claims(found))]
+        parts += ["### Every method\n", table([group for group in found if not group.varied], settings)]
+        if any(group.varied for group in found):
+            parts += [
+                "### Dials that need no training\n",
+                "`@scale` multiplies the adapter's strength, `@gate` fixes the gate for every token "
+                "(1 is the base, 0 the adapter).\n",
+                table([group for group in found if group.varied], settings),
+            ]
+        parts += ["### Learning rates\n", rates(found)]
+    return "\n".join(parts)
+
+
+def claim_list(found: Sequence[Claim]) -> str:
+    """A line a claim."""
+    return "".join(f"- **{'Holds' if claim.holds else 'Does not hold'}**: {claim.text}\n" for claim in found)
+
+
+def table(found: Sequence[Group], settings: dict[str, Any]) -> str:
+    """A row a method, in Markdown."""
+    target = settings["target"]
+    plain = [name for name in settings["retained"] if not name.startswith("kept_")]
+    titles = {name: task["title"] for name, task in found[0].records[0].tasks.items()}
+    head = ["", "seeds", titles[target], *(titles[name] for name in plain), "kept answers", "KL, nats a token"]
+    lines = [[*head, "plasticity", "retention", "harmonic mean"], ["---", *["---:"] * (len(head) + 2)]]
+    kept = [name for name in settings["retained"] if name.startswith("kept_")]
+    for group in found:
+        name = group.title + (f" {group.varied}" if group.varied else "")
+        lines.append(
+            [
+                name,
+                str(len(group.records)),
+                spread(group.values(target)),
+                *(spread(group.values(task)) for task in plain),
+                spread([fmean(r.tasks[t]["metrics"]["identical"][0] for t in kept) for r in group.records]),
+                spread([fmean(r.tasks[t]["metrics"]["divergence"][0] for t in kept) for r in group.records]),
+                *(f"{group.balance(figure):.3f}" for figure in ("plasticity", "retention", "harmonic")),
+            ]
+        )
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation over seeds if there are several."""
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def rates(found: Sequence[Group]) -> str:
+    """What each learning rate scored on the validation records."""
+    lines = ["| | tried: exact match on validation | used |\n", "| --- | --- | ---: |\n"]
+    for group in found:
+        record = group.records[0]
+        if group.varied or record.learning_rate is None:
+            continue
+        tried = ", ".join(f"{rate}: {score:.3f}" for rate, score in record.tried.items())
+        lines.append(f"| {group.title} | {tried or 'not searched'} | {record.learning_rate:g} |\n")
+    return "".join(lines)

@@ -1,0 +1,250 @@
+"""Does what the plan says and is not done yet: trainings at every rate, the choice among them, evaluations."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, measure
+from benchmarks.forgetting import records
+from benchmarks.forgetting.job import VALIDATION
+from benchmarks.forgetting.plan import Method, Plan
+from benchmarks.models import title
+from imsm.errors import InputError
+from imsm.evaluation.balance import balance
+from imsm.evaluation.comparison import compare
+from imsm.evaluation.results import read_result
+
+EVALUATION_BATCH = 16
+
+
+class OutOfTimeError(Exception):
+    """The deadline has passed; what is done is kept."""
+
+
+@dataclass
+class Runner:
+    """Runs the plan for one model.
+
+    plan: what is to be done.
+    model: its name in the plan.
+    folder: the model's folder.
+    data_root: the tasks' files, and the target's training file.
+    work: where checkpoints and full outputs go.
+    out: where the records go.
+    deadline: no job begins after this `time.monotonic()`.
+    """
+
+    plan: Plan
+    model: str
+    folder: str
+    data_root: Path
+    work: Path
+    out: Path
+    deadline: float
+
+    def run(self) -> None:
+        """Everything; stops silently at the deadline.
+
+        Raises:
+            InputError: data is missing, or an earlier record was made under another plan.
+        """
+        self.write_data()
+        try:
+            self.base()
+            for method, seed, varied in self.order():
+                self.one(method, seed, varied)
+        except OutOfTimeError:
+            say("out of time; run the same command to go on")
+
+    def order(self) -> Iterator[tuple[Method, int, str]]:
+        """First one seed of every method, then the sweeps, then the further seeds."""
+        methods = list(self.plan.methods.values())
+        yield from ((method, method.seeds[0], "") for method in methods)
+        yield from ((method, method.seeds[0], suffix) for method in methods for suffix in method.suffixes)
+        most = max(len(method.seeds) for method in methods)
+        for place in range(1, most):
+            yield from ((method, method.seeds[place], "") for method in methods if place < len(method.seeds))
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def write_data(self) -> None:
+        """Training and validation records, drawn once from the target's training file."""
+        if (self.work / "data" / "train.jsonl").is_file():
+            return
+        source = self.data_root / self.plan.target / "train.jsonl"
+        if not source.is_file():
+            raise InputError(f"--data-root {self.data_root} has no {self.plan.target}/train.jsonl")
+        lines = source.read_text(encoding="utf-8").splitlines()
+        wanted = self.plan.training_records + self.plan.validation_records
+        if len(lines) < wanted:
+            raise InputError(f"{source} has {len(lines)} records, the plan wants {wanted}")
+        chosen = random.Random(0).sample(lines, wanted)
+        folder = self.work / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, part in (
+            ("validation", chosen[: self.plan.validation_records]),
+            ("train", chosen[self.plan.validation_records :]),
+        ):
+            beside = folder / f"{name}.new"
+            beside.write_text("\n".join(part) + "\n", encoding="utf-8")
+            beside.replace(folder / f"{name}.jsonl")
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def job(self, what: str, **task: Any) -> dict[str, Any]:
+        """One job in a fresh process."""
+        if time.monotonic() >= self.deadline:
+            raise OutOfTimeError
+        began = time.monotonic()
+        found = measure.answer("forgetting.job", {**task, "model": self.folder})
+        say(f"{title(self.model)}: {what}: {time.monotonic() - began:.0f} s")
+        return found
+
+    def trained(self, method: Method, seed: int, rate: float) -> Path:
+        """The checkpoint of one training run, trained now if need be; its metrics are in `metrics.json`."""
+        folder = self.work / self.model / method.name / f"rate-{rate:g}-seed-{seed}"
+        done = folder / "metrics.json"
+        if not done.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            found = self.job(
+                f"{method.name}, rate {rate:g}, seed {seed}, training",
+                do="train",
+                settings={**self.plan.train, **method.train},
+                folder=str(folder / "checkpoint"),
+                data=str(self.work / "data" / "train.jsonl"),
+                seed=seed,
+                learning_rate=rate,
+            )
+            done.write_text(json.dumps(found), encoding="utf-8")
+        return folder
+
+    def validated(self, method: Method, rate: float) -> float:
+        """The target's score of one rate on the validation records, at the first seed."""
+        folder = self.trained(method, method.seeds[0], rate)
+        output = folder / "validation.json"
+        if not output.is_file():
+            self.evaluation(method, folder, output, "", [VALIDATION], self.work / "data", self.plan.validation_records)
+        task = read_result(output).tasks[VALIDATION]
+        return task.metrics[task.score].value
+
+    def evaluation(
+        self, method: Method, folder: Path, output: Path, suffix: str, tasks: list[str], root: Path, limit: int
+    ) -> None:
+        """Evaluates one checkpoint into a file."""
+        self.job(
+            f"{method.name}{suffix}, {folder.name}, {'validation' if tasks == [VALIDATION] else 'test'}",
+            do="evaluate",
+            spec=f"{folder / 'checkpoint'}{suffix}",
+            target=self.plan.target,
+            tasks=tasks,
+            data_root=str(root),
+            output=str(output),
+            limit=limit,
+            batch_size=EVALUATION_BATCH,
+        )
+
+    def rate(self, method: Method) -> tuple[float, dict[str, float]]:
+        """The rate that is best on the validation records (the lower of equals), and what each gave."""
+        if method.rate_of is not None:
+            return self.rate(self.plan.methods[method.rate_of])[0], {}
+        if len(method.learning_rates) == 1:
+            return method.learning_rates[0], {}
+        tried = {rate: self.validated(method, rate) for rate in method.learning_rates}
+        best = max(sorted(tried), key=lambda rate: tried[rate])
+        return best, {f"{rate:g}": score for rate, score in tried.items()}
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def base(self) -> None:
+        """Evaluates the base model."""
+        path = self.out / self.model / "base.json"
+        settings = self.plan.settings
+        if self.done(path, settings):
+            return
+        output = self.work / self.model / "base.json"
+        self.job(
+            "base, test",
+            do="evaluate",
+            spec=self.folder,
+            target=self.plan.target,
+            tasks=[self.plan.target, *self.plan.retained],
+            data_root=str(self.data_root),
+            output=str(output),
+            limit=self.plan.limit,
+            batch_size=EVALUATION_BATCH,
+        )
+        self.keep(path, output, Method("base", "base model", "", {}, (0,)), 0, "", None, {}, {}, settings)
+
+    def one(self, method: Method, seed: int, varied: str) -> None:
+        """One record: the method's checkpoint of that seed, trained at its best rate, on the test records."""
+        path = self.out / self.model / f"{method.name}-seed-{seed}{varied}.json"
+        settings = {**self.plan.settings, "method": method.train}
+        if self.done(path, settings):
+            return
+        rate, tried = self.rate(method)
+        folder = self.trained(method, seed, rate)
+        output = folder / f"test{varied}.json"
+        tasks = [self.plan.target, *self.plan.retained]
+        self.evaluation(method, folder, output, varied, tasks, self.data_root, self.plan.limit)
+        training = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        self.keep(path, output, method, seed, varied, rate, tried, training, settings)
+
+    def done(self, path: Path, settings: dict[str, Any]) -> bool:
+        """Whether a record is there.
+
+        Raises:
+            InputError: it was made under another plan.
+        """
+        if not path.is_file():
+            return False
+        if records.read(path).settings != json.loads(json.dumps(settings)):
+            raise InputError(f"{path} was made under another plan; move it away, or give another --out")
+        return True
+
+    def keep(
+        self,
+        path: Path,
+        output: Path,
+        method: Method,
+        seed: int,
+        varied: str,
+        rate: float | None,
+        tried: dict[str, float],
+        training: dict[str, float],
+        settings: dict[str, Any],
+    ) -> None:
+        """Writes the record of an evaluation."""
+        result, against = read_result(output), {}
+        if method.name != "base":
+            before = read_result(self.work / self.model / "base.json")
+            against = asdict(balance(compare(before, result, list(result.tasks)), [self.plan.target]))
+        records.Record(
+            model=title(self.model),
+            method=method.name,
+            title=method.title,
+            source=method.source,
+            seed=seed,
+            varied=varied,
+            learning_rate=rate,
+            tried=tried,
+            training=training,
+            settings=settings,
+            tasks=records.summary(result),
+            balance=against,
+            commit=machine.commit(),
+            versions=machine.versions(),
+            machine=machine.machine(),
+        ).save(path)
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)

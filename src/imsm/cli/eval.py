@@ -1,0 +1,107 @@
+"""`imsm eval`: tasks run on a checkpoint of any kind, to one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from imsm.cli.checkpoint import add_model_arguments
+from imsm.errors import InputError
+
+if TYPE_CHECKING:
+    from imsm.evaluation.results import Result
+
+CHECKPOINT = (
+    "folder or Hub name of a siamese checkpoint, a peft adapter, a LoRAMoE or a plain model; NAME@gate=0.25 fixes a "
+    "siamese model's gate (1: base), NAME@scale=0.5 an adapter's strength (0: base)"
+)
+
+
+def run(argv: list[str]) -> int:
+    """Runs the verb; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="imsm eval",
+        description="Run tasks on a checkpoint. A run that is cut goes on where it was when it is started again.",
+    )
+    add_model_arguments(parser, CHECKPOINT)
+    parser.add_argument(
+        "--tasks", nargs="+", required=True, metavar="TASK", help="built-in tasks, or .yaml files of your own"
+    )
+    parser.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="folder of the tasks' files (default: their public data sets)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="what to write (default: the checkpoint's name + .eval.json)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="records of a task at most (default: all)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="records run together (default: 8)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the choice of records and of the intervals (default: 0)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start anew, whatever an earlier run left")
+    args = parser.parse_args(argv)
+    for flag, value in {"--batch-size": args.batch_size, "--limit": args.limit}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{flag} must be a positive integer, got {value}")
+    output = args.output or default_output(args.checkpoint)
+    if output.suffix != ".json":
+        raise InputError(f"--output must be a .json file, got {output}")
+
+    from imsm.evaluation.candidates import open_candidate
+    from imsm.evaluation.running import evaluate, partial_path
+    from imsm.evaluation.tasks import find_tasks
+
+    tasks = find_tasks(args.tasks)
+    candidate = open_candidate(args.checkpoint, args.base, args.dtype, args.device, args.trust_remote_code)
+    try:
+        result = evaluate(
+            candidate,
+            tasks,
+            data_root=args.data_root,
+            output=output,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            fresh=args.fresh,
+        )
+    except KeyboardInterrupt:
+        if partial_path(output).exists():
+            again = " without --fresh" if args.fresh else ""
+            print(f"What is finished is kept; the same command{again} goes on from there.", file=sys.stderr)
+        raise
+    show(result)
+    print(f"Every record is in {output}")
+    return 0
+
+
+def default_output(spec: str) -> Path:
+    """A file in the current folder, by the checkpoint's own name and its suffixes."""
+    name = Path(spec).name
+    return Path(f"{Path(spec).resolve().name if name in ('', '..') else name}.eval.json")
+
+
+def show(result: Result) -> None:
+    """Prints the table of a result's metrics."""
+    from imsm.evaluation.metrics import METRICS
+
+    table = Table("task", "metric", title=Text(f"{result.checkpoint} ({result.kind})"), title_justify="left")
+    for column in ("value", "95 % interval", "records", "seconds"):
+        table.add_column(column, justify="right")
+    for task in result.tasks.values():
+        for place, (name, estimate) in enumerate(task.metrics.items()):
+            once = place == 0
+            table.add_row(
+                Text(task.title if once else ""),
+                METRICS[name].title,
+                f"{estimate.value:.4f}",
+                f"{estimate.low:.4f} … {estimate.high:.4f}",
+                f"{len(task.records):,}" if once else "",
+                f"{task.seconds:.1f}" if once else "",
+            )
+    Console().print(table, markup=False)

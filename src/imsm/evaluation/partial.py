@@ -1,0 +1,122 @@
+"""The file that an evaluation keeps beside its result while it runs, so that a cut run goes on where it was.
+
+JSON Lines: first a header with everything that the records depend on, then a line a finished record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from imsm.errors import InputError
+from imsm.evaluation.results import RecordResult
+
+
+class Partial:
+    """Finished records of a run, on disk as they come; a context.
+
+    Args:
+        path: the file; it is made, or read and gone on with.
+        header: what must agree, as JSON values.
+        fresh: throw away what is there.
+
+    Attributes:
+        records: by task and place in it.
+        seconds: time that a task's records took, by task.
+
+    Raises:
+        InputError: the file is of another run, damaged, or cannot be written.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], fresh: bool = False) -> None:
+        self.path = path
+        self.records: dict[str, dict[int, RecordResult]] = {}
+        self.seconds: dict[str, float] = {}
+        if path.parent.exists() and not path.parent.is_dir():
+            raise InputError(f"{path.parent} is a file; give an --output in a folder")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = 0 if fresh or not path.exists() else self._read(header)
+            # Unbuffered, so that a full disk is noticed once, where it is written to.
+            self._file = path.open("r+b" if whole else "wb", buffering=0)
+            try:
+                if whole:
+                    # A line that was being written when the run was cut is gone.
+                    self._file.truncate(whole)
+                    self._file.seek(whole)
+                else:
+                    self._write([header])
+            except OSError:
+                self._file.close()
+                raise
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, task: str, results: list[RecordResult], seconds: float) -> None:
+        """Writes records of a task that took so many seconds together."""
+        share = seconds / max(len(results), 1)
+        lines = [{"task": task, "seconds": round(share, 4), **asdict(result)} for result in results]
+        with writing(self.path):
+            self._write(lines)
+        for line in lines:
+            self._take(dict(line))
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        rest = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def _read(self, header: dict[str, Any]) -> int:
+        """Takes over the records there are; returns the bytes of whole lines."""
+        content = self.path.read_bytes()
+        lines = content.split(b"\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                if number == 1:
+                    refuse_other(self.path, entry, header)
+                else:
+                    self._take(entry)
+            except (ValueError, TypeError, KeyError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(
+                    f"{self.path} is damaged in line {number}; delete it, or start anew with --fresh"
+                ) from error
+        return sum(len(line) + 1 for line in lines)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        task, seconds = entry.pop("task"), entry.pop("seconds")
+        result = RecordResult(**entry)
+        self.records.setdefault(task, {})[result.index] = result
+        self.seconds[task] = self.seconds.get(task, 0.0) + seconds
+
+
+def refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises `InputError` if two headers differ, naming where."""
+    changed = [key for key in wanted if found.get(key) != wanted[key]]
+    if changed:
+        differences = "; ".join(f"{key} was {found.get(key)!r}, now {wanted[key]!r}" for key in changed)
+        raise InputError(
+            f"{path} is of another evaluation: {differences}; give another --output, delete it, or start anew with --fresh"
+        )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within: what the system says against writing `path` becomes an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}; make room or give another --output. What is finished "
+            "is kept, and the same command goes on from there"
+        ) from error

@@ -1,0 +1,246 @@
+"""Doing the runs: each is trained, evaluated task by task, and timed; what is done already is left alone.
+
+OUTPUT/study.json           what the runs have in common; a folder holds one such study
+OUTPUT/data/TASK.jsonl      the records that were trained on
+OUTPUT/runs/NAME/           the checkpoint, and measured.json when training is finished
+OUTPUT/results/NAME/TASK.json
+OUTPUT/speed/NAME.json
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imsm.errors import InputError
+from imsm.evaluation.candidates import Candidate, open_candidate
+from imsm.evaluation.results import TaskResult, read_result
+from imsm.evaluation.running import evaluate
+from imsm.evaluation.sources import load_records
+from imsm.evaluation.tasks import TASKS
+from imsm.reproduce.peak import peak_memory
+from imsm.reproduce.plans import ORIGINAL, Job, Run
+from imsm.reproduce.recipes import Recipe
+from imsm.reproduce.speed import Speed, measure
+from imsm.settings import DataConfig, TrainConfig
+from imsm.training import train
+
+#: Prompts that decoding is timed on.
+TIMED = 4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the paper's work is done; None is all of it.
+
+    records: training records of a task at most.
+    limit: test records of a task at most.
+    epochs: instead of the recipe's.
+    seed: of records, initialisation, order and intervals.
+    """
+
+    records: int | None = None
+    limit: int | None = None
+    epochs: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs of one model under one recipe and scale, in one folder.
+
+    output: the folder.
+    recipe: settings.
+    model: folder or Hub name of the base model.
+    scale: see there.
+    data_root: folder of the tasks' files; None for their public data sets.
+    batch_size: records evaluated together.
+    trust_remote_code: run code that the model's repository brings.
+    progress: show it.
+    """
+
+    output: Path
+    recipe: Recipe
+    model: str
+    scale: Scale
+    data_root: Path | None
+    batch_size: int = 8
+    trust_remote_code: bool = False
+    progress: bool = True
+
+    @property
+    def title(self) -> str:
+        """The model's name in tables."""
+        if self.model == self.recipe.model:
+            return self.recipe.title
+        return f"{Path(self.model).name} by the recipe {self.recipe.name}"
+
+    # -- what is there -----------------------------------------------------------------------------------------------
+
+    def folder(self, run: Run) -> Path:
+        """Of its checkpoint."""
+        return self.output / "runs" / run.name
+
+    def result_file(self, run: Run, task: str) -> Path:
+        """Of its evaluation on a task."""
+        return self.output / "results" / run.name / f"{task}.json"
+
+    def result(self, run: Run, task: str) -> TaskResult | None:
+        """Its evaluation on a task, if that is done."""
+        file = self.result_file(run, task)
+        return read_result(file).tasks[task] if file.is_file() else None
+
+    def measured(self, run: Run) -> dict[str, Any] | None:
+        """What was measured in training, `parameters`, `seconds` and `memory`, if that is done."""
+        return _read(self.folder(run) / "measured.json")
+
+    def speed(self, run: Run) -> Speed | None:
+        """How fast a siamese run decodes, if that is measured."""
+        found = _read(self.output / "speed" / f"{run.name}.json")
+        return None if found is None else Speed(**found)
+
+    def missing(self, job: Job) -> list[str]:
+        """What of a job is still to be done, in words."""
+        left = [] if job.run.method == ORIGINAL or self.measured(job.run) else ["train"]
+        left += [task for task in job.tasks if not self.result_file(job.run, task).is_file()]
+        return left + (["speed"] if job.speed and self.speed(job.run) is None else [])
+
+    # -- doing it ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Makes the folder, or checks that what is in it is of this study.
+
+        Raises:
+            InputError: it holds runs of another model, recipe or scale.
+        """
+        own = json.loads(json.dumps({"model": self.model, "recipe": asdict(self.recipe), "scale": asdict(self.scale)}))
+        found = _read(self.output / "study.json")
+        if found is None:
+            _write(self.output / "study.json", own)
+            return
+        was, now = ({**facts["scale"], **{k: facts[k] for k in ("model", "recipe")}} for facts in (found, own))
+        changed = [
+            f"the {key} is another" if key == "recipe" else f"{key} was {was[key]}, now {now[key]}"
+            for key in now
+            if was[key] != now[key]
+        ]
+        if changed:
+            raise InputError(f"{self.output} holds other runs: {'; '.join(changed)}; give another --output")
+
+    def config(self, run: Run, train_file: Path) -> TrainConfig:
+        """The run's training settings. Errors as for `Recipe.config`."""
+        data = DataConfig(train=str(train_file), bad_records="skip")
+        overrides: dict[str, Any] = {} if self.scale.epochs is None else {"epochs": self.scale.epochs}
+        config = self.recipe.config(run, self.model, data, self.folder(run), **overrides)
+        return replace(
+            config,
+            seed=self.scale.seed,
+            trust_remote_code=self.trust_remote_code,
+            save_total_limit=1,
+            tensorboard=False,
+            progress=self.progress,
+        )
+
+    def do(self, job: Job, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> None:
+        """What is missing of a job.
+
+        Raises:
+            InputError: data are missing, or the model and the recipe do not go together.
+        """
+        left = self.missing(job)
+        if not left:
+            return
+        say(f"{job.run.name}: {', '.join(left)}")
+        if "train" in left:
+            self._train(job.run)
+        if left != ["train"]:
+            self._evaluate(job, [task for task in job.tasks if task in left], "speed" in left)
+        gc.collect()  # before the next model is loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _train(self, run: Run) -> None:
+        assert run.trained_on is not None
+        config = self.config(run, self._train_file(run.trained_on))
+        folder = self.folder(run)
+        if (folder / "settings.yaml").is_file():
+            config = replace(config, resume=True)
+        with peak_memory() as peak:
+            result = train(config)
+        parameters = sum(p.numel() for p in result.model.parameters() if p.requires_grad)
+        for saved in folder.glob("checkpoint-*"):
+            shutil.rmtree(saved)
+        facts = {"parameters": parameters, "seconds": result.metrics["seconds"], "memory": peak.get("bytes")}
+        _write(folder / "measured.json", facts)
+
+    def _train_file(self, name: str) -> Path:
+        """The training records of a task as a file, with the very prompts that it is evaluated on."""
+        file = self.output / "data" / f"{name}.jsonl"
+        if not file.is_file():
+            task = TASKS[name]
+            hub = None if task.hub is None else replace(task.hub, split="train")
+            source = replace(task, file=str(Path(task.file).with_name("train.jsonl")), hub=hub)
+            records = load_records(source, self.data_root, self.scale.records, self.scale.seed)
+            lines = [
+                json.dumps({"input": record.prompt, "output": record.references[0]}, ensure_ascii=False)
+                for record in records
+            ]
+            _write_text(file, "\n".join(lines) + "\n")
+        return file
+
+    def _evaluate(self, job: Job, tasks: list[str], timed: bool) -> None:
+        dtype = self.recipe.settings.get("dtype", "auto")
+        if job.run.method == ORIGINAL:
+            candidate = open_candidate(self.model, None, dtype, None, self.trust_remote_code)
+        else:
+            candidate = open_candidate(str(self.folder(job.run)), self.model, dtype, None, self.trust_remote_code)
+        for task in tasks:
+            evaluate(
+                candidate,
+                [TASKS[task]],
+                data_root=self.data_root,
+                output=self.result_file(job.run, task),
+                limit=self.scale.limit,
+                batch_size=self.batch_size,
+                seed=self.scale.seed,
+                progress=self.progress,
+            )
+        if timed:
+            self._time(candidate, job.run)
+
+    def _time(self, candidate: Candidate, run: Run) -> None:
+        assert run.trained_on is not None
+        records = load_records(TASKS[run.trained_on], self.data_root, TIMED, self.scale.seed)
+        found = measure(candidate, [record.prompt for record in records])
+        _write(self.output / "speed" / f"{run.name}.json", asdict(found))
+
+
+def _read(path: Path) -> Any:
+    """A JSON file's content; None if there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; remove it, and it is made again") from error
+
+
+def _write(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes beside and renames; several processes may write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -1,0 +1,106 @@
+"""What a run keeps of the base model by its own texts: the texts, and their share of the training records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from imsm.data import AnswerCollator, Example, ExampleSet
+from imsm.errors import InputError
+from imsm.samples import Sample, read_prompts, sample_texts
+from imsm.settings import TrainConfig
+from imsm.training.divergence import Divergence, PromptDivergence, SampleDivergence, sampled_example
+
+
+@dataclass(frozen=True)
+class Replayed(Example):
+    """An example that the base model answered itself."""
+
+
+def texts_needed(config: TrainConfig, records: int) -> int:
+    """How many of the base model's own texts a run on so many records uses."""
+    wanted = [0]
+    if config.retain.kind == "kl_samples" or config.corda:
+        wanted.append(config.retain.samples)
+    if config.retain.kind == "replay":
+        wanted.append(replay_count(config.retain.share, records))
+    return max(wanted)
+
+
+def replay_count(share: float, records: int) -> int:
+    """Records to add to `records` so that they are that share of all, at least one."""
+    return max(math.ceil(round(share * records / (1 - share), 6)), 1)
+
+
+def base_texts(
+    config: TrainConfig, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[Sample]:
+    """The base model's own texts: its answers to the prompts of `retain.prompts`, or to prompts that it samples.
+
+    Raises:
+        InputError: the prompts cannot be read or are too long, or the model gives nothing that can be used.
+    """
+    settings = config.retain
+    prompts = None
+    if settings.prompts is not None:
+        room = config.data.max_length - settings.sample_tokens
+        prompts = [ids for ids in read_prompts(settings.prompts, tokenizer) if len(ids) <= room]
+        if not prompts:
+            raise InputError(
+                f"no prompt of retain.prompts {settings.prompts} leaves room for an answer of retain.sample_tokens "
+                f"{settings.sample_tokens} in data.max_length {config.data.max_length}; raise data.max_length"
+            )
+    return sample_texts(
+        base,
+        tokenizer,
+        count,
+        config.seed,
+        prompt_tokens=settings.sample_tokens,
+        answer_tokens=settings.sample_tokens,
+        prompts=prompts,
+    )
+
+
+def with_replay(train_set: ExampleSet, samples: Sequence[Sample], share: float) -> ExampleSet:
+    """The training records and, behind them, the base model's own answers, which are `share` of all if there are enough."""
+    own = [sampled_example(sample) for sample in samples[: replay_count(share, len(train_set.examples))]]
+    replayed: list[Example] = [Replayed(e.input_ids, e.labels, e.line) for e in own]
+    return replace(train_set, examples=train_set.examples + replayed)
+
+
+def divergence(config: TrainConfig, samples: list[Sample], collator: AnswerCollator) -> Divergence | None:
+    """The term of the loss that `retain` asks for."""
+    settings = config.retain
+    if settings.kind == "kl_prompts":
+        return PromptDivergence(settings.weight)
+    if settings.kind == "kl_samples":
+        return SampleDivergence(
+            settings.weight,
+            samples,
+            collator,
+            settings.batch_size,
+            config.seed,
+            force_gate=None if config.method == "imsm" else 0.0,
+        )
+    return None
+
+
+class OwnCollator:
+    """Adds to a collator's batches which records are the base model's own, (B,) bool, as `own`.
+
+    Args:
+        collator: makes the batches, a record a row.
+    """
+
+    def __init__(self, collator: AnswerCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch = self.collator(examples)
+        batch["own"] = torch.tensor([isinstance(example, Replayed) for example in examples])
+        return batch

@@ -1,0 +1,189 @@
+"""The forgetting benchmark on a tiny model: run whole, continued where it was cut, and told right."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks import measure
+from benchmarks.forgetting import claims, job, plan, records, report
+from benchmarks.forgetting.__main__ import main
+from benchmarks.forgetting.run import Runner
+from imsm import DataConfig
+from imsm.evaluation.tasks import TASKS
+from imsm.training.models import adapter_config
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Jobs run in this process, which is faster than starting one; they are listed."""
+    done: list[dict[str, Any]] = []
+
+    def in_child(module: str, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        done.append(task)
+        yield from importlib.import_module(f"benchmarks.{module}").child(json.loads(json.dumps(task)))
+
+    monkeypatch.setattr(measure, "in_child", in_child)
+    return done
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    for name, rows in {
+        "banking77/train": [{"input": f"word{i % 7} ask\nIntent:", "output": f"word{i % 7}"} for i in range(20)],
+        "banking77/test": [{"input": f"word{i} ask\nIntent:", "output": f"word{i}"} for i in range(7)],
+        "webq/test": [{"input": f"who is word{i}?", "output": [f"word{i}", "word1"]} for i in range(5)],
+        "wiki/sentences": [{"text": f"word{i} word{i + 1} word3"} for i in range(4)],
+    }.items():
+        path = tmp_path / "data" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    lora = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+    content = {
+        "target": "banking77",
+        "retained": ["webq", "wiki", "kept_webq"],
+        "training_records": 8,
+        "validation_records": 4,
+        "limit": 4,
+        "train": {"max_steps": 2, "batch_size": 4, "dtype": "float32"},
+        "methods": {
+            "lora": {
+                "title": "LoRA",
+                "source": "a paper",
+                "train": {"method": "peft", "adapter": lora},
+                "learning_rates": [0.001, 0.03],
+                "seeds": [0, 1],
+                "sweep": {"scale": [0.5]},
+            },
+            "imsm": {
+                "title": "IMSM",
+                "source": "another",
+                "train": {"method": "imsm", "adapter": lora},
+                "rate_of": "lora",
+                "seeds": [0],
+                "sweep": {"gate": [0.5]},
+            },
+        },
+        "models": {},
+    }
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_run_is_continued_and_reported(
+    jobs: list[dict[str, Any]], base_folder: str, data_root: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    out, work, docs = tmp_path / "out", tmp_path / "work", tmp_path / "docs"
+    arguments = ["--data-root", str(data_root), "--plan", str(plan_file), "--work", str(work), "--out", str(out)]
+    run = ["run", "--model", base_folder, *arguments]
+    assert main([*run, "--budget-minutes", "0"]) == 0
+    assert not jobs and not list(out.rglob("*.json"))  # out of time at once, and nothing half-written
+    assert main(run) == 0
+    name = Path(base_folder).name
+    assert sorted(path.name for path in (out / name).iterdir()) == [
+        "base.json",
+        "imsm-seed-0.json",
+        "imsm-seed-0@gate=0.5.json",
+        "lora-seed-0.json",
+        "lora-seed-0@scale=0.5.json",
+        "lora-seed-1.json",
+    ]
+    # Two rates and another seed of LoRA, one run of IMSM; two validations; base, four checkpoints and two dials tested.
+    kinds = [(task["do"], task.get("tasks") == [job.VALIDATION]) for task in jobs]
+    assert [kinds.count(kind) for kind in (("train", False), ("evaluate", True), ("evaluate", False))] == [4, 2, 6]
+    lines = (work / "data" / "train.jsonl").read_text().splitlines()
+    held_out = (work / "data" / "validation.jsonl").read_text().splitlines()
+    source = (data_root / "banking77" / "train.jsonl").read_text().splitlines()
+    assert len(lines) == 8 and len(held_out) == 4 and set(lines + held_out) <= set(source)
+
+    lora = records.read(out / name / "lora-seed-1.json")
+    assert set(lora.tried) == {"0.001", "0.03"} and lora.learning_rate in (0.001, 0.03)
+    assert lora.settings["method"]["method"] == "peft" and lora.training["steps"] == 2
+    assert list(lora.tasks) == ["banking77", "webq", "wiki", "kept_webq"]
+    assert len(lora.tasks["webq"]["records"]) == 4
+    assert set(lora.balance["kept"]) | set(lora.balance["left_out"]) >= {"webq", "wiki", "kept_webq"}
+
+    before = len(jobs)
+    assert main(run) == 0 and len(jobs) == before  # nothing is done twice
+    (out / name / "lora-seed-1.json").unlink()
+    assert main(run) == 0 and len(jobs) == before + 1  # the checkpoint is there still
+
+    assert main(["report", "--out", str(out), "--docs", str(docs)]) == 0
+    page = (docs / "forgetting.md").read_text()
+    assert "| LoRA | 2 |" in page and "@scale=0.5" in page and "hold**" in page
+    assert (docs / "forgetting.png").stat().st_size > 0
+
+
+def test_another_plan_does_not_mix_in(
+    jobs: list[dict[str, Any]],
+    base_folder: str,
+    data_root: Path,
+    plan_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    made = plan.read_plan("tiny", plan_file)
+    runner = Runner(made, "tiny", base_folder, data_root, work, out, float("inf"))
+    runner.write_data()
+    runner.base()
+    runner.plan = dataclasses.replace(made, limit=3)
+    with pytest.raises(Exception, match="made under another plan"):
+        runner.base()
+    runner.data_root = tmp_path / "no"
+    runner.work = tmp_path / "elsewhere"
+    with pytest.raises(Exception, match=r"has no banking77/train\.jsonl"):
+        runner.write_data()
+    assert main(["report", "--out", str(tmp_path / "none")]) == 2
+    assert "there are no records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma3"])
+def test_the_plan_is_sound(model: str) -> None:
+    made = plan.read_plan(model)
+    assert {made.target, *made.retained} <= set(TASKS)
+    assert {"lora", "imsm", "lora-kl-samples"} <= set(made.methods)
+    for method in made.methods.values():
+        # Each is searched alike, or takes the rate of one that was.
+        assert len(method.learning_rates) == 2 or made.methods[method.rate_of or ""].learning_rates
+        settings = {**made.train, **method.train}
+        config = plan.train_config(settings, model="m", output_dir="o", data=DataConfig(train="d.jsonl"))
+        if config.method in ("imsm", "peft") and config.adapter.get("init_lora_weights") != "corda":
+            adapter_config(config.adapter, 10)
+    if model == "smollm2":
+        assert [len(made.methods[name].seeds) for name in ("lora", "imsm", "lora-replay", "full")] == [3, 3, 3, 1]
+
+
+def group(name: str, plasticity: float, retention: float, varied: str = "") -> report.Group:
+    harmonic = 2 * plasticity * retention / (plasticity + retention)
+    balance = {"plasticity": plasticity, "retention": retention, "harmonic": harmonic}
+    made = records.Record("m", name, name, "", 0, varied, None, {}, {}, {}, {}, balance, "", {}, {})
+    return report.Group(name, name, varied, (made,))
+
+
+def test_claims_follow_from_the_figures() -> None:
+    found = [
+        group("lora", 0.8, 0.2),
+        group("imsm", 0.7, 0.5),
+        group("replay", 0.7, 0.6),
+        group("imsm", 0.7, 0.6, "@gate=0.5"),
+        group("lora", 0.6, 0.9, "@scale=0.5"),
+    ]
+    made = claims.claims(found)
+    assert [claim.holds for claim in made] == [False, True, False, True, False]
+    assert "@gate=0.5 has 0.700 and 0.600" in made[2].text
+    assert "replay (harmonic mean 0.583 against 0.646)" in made[4].text
+    assert not claims.claims([group("lora", 0.8, 0.2)])

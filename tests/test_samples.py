@@ -1,0 +1,197 @@
+"""Texts that a model gives of itself: reproducible, kept on disk, different from each other, answered greedily."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from zoo import tiny_base
+
+from imsm import InputError, samples
+from imsm.samples import Sample, degenerate, read_prompts, sample_texts
+
+SHORT: dict[str, Any] = {"prompt_tokens": 8, "answer_tokens": 6, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def model(base_folder: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(base_folder)
+
+
+def test_a_chat_model_opens_the_user_s_turn(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    found = sample_texts(model, tokenizer, 6, folder=tmp_path, **SHORT)
+    assert len(found) == 6 and len({tuple(sample.prompt_ids) for sample in found}) == 6
+    for sample in found:
+        text = tokenizer.decode(sample.prompt_ids)
+        assert text.startswith("<|im_start|>user\n") and text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        assert text.count("<|im_start|>") == 2
+        content = text.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0]
+        assert content == content.strip() and any(c.isalnum() for c in content)
+
+
+def test_a_base_model_goes_on_from_several_openings(
+    model: PreTrainedModel, plain_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    found = sample_texts(model, plain_tokenizer, 12, folder=tmp_path, **{**SHORT, "batch_size": 12})
+    texts = [plain_tokenizer.decode(sample.prompt_ids) for sample in found]
+    assert sum(text.startswith("Question:") for text in texts) == 1
+    assert sum(text.startswith("How") for text in texts) >= 1
+    assert len({text[:2] for text in texts}) > 4
+
+
+def test_answers_are_the_greedy_ones(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """One by one, without padding and without a cache."""
+    for sample in sample_texts(model, tokenizer, 3, folder=tmp_path, **SHORT):
+        ids = list(sample.prompt_ids)
+        for _ in range(6):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        assert ids == sample.prompt_ids + sample.answer_ids
+
+
+def test_seed_and_count(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """The seed decides; what is there first stays first as more are asked for; the random state is left alone."""
+    torch.manual_seed(5)
+    few = sample_texts(model, tokenizer, 3, 1, folder=tmp_path / "a", **SHORT)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)
+    more = sample_texts(model, tokenizer, 9, 1, folder=tmp_path / "a", **SHORT)
+    at_once = sample_texts(model, tokenizer, 9, 1, folder=tmp_path / "b", **SHORT)
+    assert more[:3] == few and more == at_once
+    assert sample_texts(model, tokenizer, 3, 2, folder=tmp_path / "a", **SHORT) != few
+
+
+def test_texts_are_read_back_from_the_disk(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sample_texts(model, tokenizer, 4, folder=tmp_path, **SHORT)
+    (path,) = tmp_path.iterdir()
+    line = json.loads(path.read_text().splitlines()[0])
+    assert line["prompt"] == tokenizer.decode(first[0].prompt_ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "continuations", None)
+        assert sample_texts(model, tokenizer, 4, folder=tmp_path, **SHORT) == first
+    path.write_text("damaged")
+    assert sample_texts(model, tokenizer, 4, folder=tmp_path, **SHORT) == first
+
+
+def test_another_model_tokenizer_or_setting_is_another_file(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    with_template: Callable[[str], PreTrainedTokenizerBase],
+    base_folder: str,
+    tmp_path: Path,
+) -> None:
+    changed = AutoModelForCausalLM.from_pretrained(base_folder)
+    with torch.no_grad():
+        changed.lm_head.weight[5, 5] += 1
+    other = with_template(tokenizer.chat_template.replace("assistant", "bot"))  # the user's turn opens alike
+    for given in (
+        (model, tokenizer, {}),
+        (changed, tokenizer, {}),
+        (model, other, {}),
+        (model, tokenizer, {"seed": 1}),
+    ):
+        sample_texts(given[0], given[1], 1, folder=tmp_path, **given[2], **SHORT)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_turn_that_ends_without_a_special_token_is_cut(
+    model: PreTrainedModel,
+    with_template: Callable[[str], PreTrainedTokenizerBase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = with_template("{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}")
+    said = tokenizer("Hello you [/INST] yes")["input_ids"]
+    monkeypatch.setattr(samples, "continuations", lambda model, rows, pad, **_: [said for _ in rows])
+    (sample,) = sample_texts(model, tokenizer, 2, folder=tmp_path, **SHORT)
+    assert tokenizer.decode(sample.prompt_ids) == "[INST] Hello you [/INST]"
+
+
+def test_degenerate_texts() -> None:
+    assert degenerate([]) and degenerate([1, 2] * 6)
+    assert not degenerate([1]) and not degenerate([1, 1, 2]) and not degenerate(list(range(12)))
+
+
+def test_a_model_that_has_nothing_to_say_is_refused(
+    plain_tokenizer: PreTrainedTokenizerBase, base_folder: str, tmp_path: Path
+) -> None:
+    silent = AutoModelForCausalLM.from_pretrained(base_folder)
+    with torch.no_grad():
+        for parameter in silent.parameters():
+            parameter.zero_()
+    # All tokens are alike, so greedy answers are the first one, which is the padding.
+    with pytest.raises(InputError, match="gave no text that can be used .* retain.prompts"):
+        sample_texts(silent, plain_tokenizer, 4, folder=tmp_path, **SHORT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_template_that_hides_the_user_s_text_is_refused(
+    with_template: Callable[[str], PreTrainedTokenizerBase], tmp_path: Path
+) -> None:
+    tokenizer = with_template("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    with pytest.raises(InputError, match="does not show the user's text as it is"):
+        sample_texts(tiny_base("llama"), tokenizer, 1, folder=tmp_path, **SHORT)
+
+
+# -- prompts of the user's -------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, *records: Any) -> str:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_prompts_of_a_file(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "yes?"}, {"role": "assistant", "content": "no"}]
+    path = written(tmp_path, {"prompt": "one"}, {"input": "two", "output": "x"}, {"messages": turns})
+    found = read_prompts(path, tokenizer)
+    assert [tokenizer.decode(ids) for ids in found] == [
+        "one",
+        "two",
+        "<|im_start|>user\nyes?<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    answered = sample_texts(model, tokenizer, 9, prompts=found, folder=tmp_path / "kept", **SHORT)
+    assert sorted(sample.prompt_ids for sample in answered) == sorted(found)
+    assert isinstance(answered[0], Sample) and 0 < len(answered[0].answer_ids) <= 6
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"text": "a"},
+            "line 1: a prompt is expected as 'prompt' or 'input' (a text) or 'messages' (a list), keys found",
+        ),
+        ({"prompt": ""}, "line 1: a prompt is expected"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "line 1: a prompt is expected"),
+        (3, "line 1: a JSON object is expected"),
+    ],
+)
+def test_bad_prompts_are_refused(record: Any, message: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_prompts(written(tmp_path, record), tokenizer)
+    assert message in str(caught.value)
+
+
+def test_prompts_as_messages_need_a_template(plain_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    path = written(tmp_path, {"messages": [{"role": "user", "content": "a"}]})
+    with pytest.raises(InputError, match="line 1: this tokenizer has no chat template"):
+        read_prompts(path, plain_tokenizer)
+
+
+def test_the_tokenizer_of_a_folder_is_that_of_memory(base_folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert samples.tokenizer_facts(AutoTokenizer.from_pretrained(base_folder)) == samples.tokenizer_facts(tokenizer)
