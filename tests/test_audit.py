@@ -297,6 +297,9 @@ def test_what_cannot_measure_is_left_out() -> None:
         "zero": "the base scores 0",
     }
     assert found.plasticity is None and found.harmonic is None and found.retention == 1.0
+    against = result("b", *ours.tasks.values(), trivia("0000", "correlated", chance=0.0))
+    negative = compare(against, replace(against, checkpoint="x"), ["fine", "correlated"])
+    assert balance(negative, ["fine"]).left_out == {"correlated": "the base is no better than chance"}
     divergent = compare(ours, result("x", *ours.tasks.values(), kept([1.0, 0.0], "divergence")), ["fine", "kept"])
     assert "0" in balance(divergent, ["fine"]).left_out["kept"]
 
@@ -362,8 +365,18 @@ def test_verdict_of_little() -> None:
         "x did not measurably change T (50.0 → 50.0), and what it kept of other skills was not measured."
     )
     made = audits.audit(ours, [theirs, replace(theirs, checkpoint="y")], ["t", "zero"], ["t"], ["b", "x", "y"])
-    assert "no task can tell" in verdict(made) and "no other task can tell" in sentence(made.entries[0])
+    assert "no task can tell" in verdict(made)
+    assert sentence(made.entries[0]) == (
+        "x did not measurably change T (50.0 → 50.0), and no other task can tell what it kept."
+    )
     assert against(made) is None and "<svg" in render(made)
+
+
+def test_verdict_where_nobody_learned() -> None:
+    ours = result("b", trivia("0011", "t"), trivia("0011", "other"))
+    theirs = [replace(ours, checkpoint=name) for name in "xy"]
+    made = audits.audit(ours, theirs, ["t", "other"], ["t"], ["b", "x", "y"])
+    assert verdict(made) == "None of the 2 checkpoints both learned and kept anything."
 
 
 def printed(made: audits.Audit) -> str:
@@ -631,6 +644,14 @@ def test_results_are_reused_and_mixed(
         (["base", "nowhere.json", "--tasks", "webq", "--targets", "webq"], "nowhere.json cannot be read"),
         (["base", "narrow", "--tasks", "webq", "--targets", "webq"], "differ in hidden_size 16 and 8"),
         (["full", "lora", "--tasks", "webq", "--targets", "webq"], "lora was trained on "),
+        (
+            ["lora", "base", "--tasks", "webq", "--targets", "webq"],
+            "BASE must be the model before training, and lora is a peft checkpoint; name",
+        ),
+        (
+            ["base", "lora", "--tasks", "webq", "--targets", "webq", "--batch-size", "0"],
+            "--batch-size must be a positive",
+        ),
     ],
 )
 def test_clear_errors(
@@ -645,6 +666,29 @@ def test_clear_errors(
     assert call(models, *argv, "--output", str(tmp_path / "out"), "--limit", "2") == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["base", "nowhere", "--tasks", "webq"], "'nowhere' is neither a folder"),
+        (["base", "lora@gate=2", "--tasks", "webq"], "@gate must be a number from 0"),
+        (["base", "lora", "--tasks", "webq", "kept_cola"], "no file .*cola/test.jsonl, which task 'kept_cola' needs"),
+    ],
+)
+def test_what_is_missing_shows_before_the_base_is_run(
+    models: Path,
+    tmp_path: Path,
+    argv: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(models)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert call(models, *argv, "--targets", "webq", "--output", str(tmp_path / "out")) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert list((tmp_path / "out" / "results").iterdir()) == []
 
 
 def test_output_is_a_file(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

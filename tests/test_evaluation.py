@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
                 parameter.normal_(std=3 / parameter.shape[-1] ** 0.5)
     # What a checkpoint recommends must not make its greedy answers other than greedy.
     base.generation_config.update(do_sample=True, temperature=0.7, repetition_penalty=1.5)
+    base.generation_config.update(no_repeat_ngram_size=1, min_new_tokens=5, suppress_tokens=list(range(5, 90)))
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
 
@@ -345,6 +346,11 @@ def test_what_cannot_be_opened(spec: str, base: str | None, message: str, opened
         opened(spec, base)
 
 
+def test_an_adapter_on_a_base_of_another_size_says_where(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot put this adapter into LlamaForCausalLM: .*: size mismatch for .*"):
+        open_candidate(str(folder / "peft"), str(folder / "small"))
+
+
 def test_a_device_that_is_not_there(folder: Path) -> None:
     with pytest.raises(InputError, match="device cuda:99 cannot be used"):
         open_candidate(str(folder / "base"), device="cuda:99")
@@ -428,12 +434,15 @@ def test_what_is_finished_is_not_run_again(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"limit": 4}, "settings was .*'limit': None.* now .*'limit': 4"),
-        ({"batch_size": 2}, "settings was"),
-        ({"candidate": "peft"}, "checkpoint was .*siamese.* now .*peft"),
-        ({"task": replace(ANSWER, max_new_tokens=5)}, "tasks was"),
-        ({"task": replace(ANSWER, metrics=("contains",))}, "tasks was"),
-        ({"weights": True}, "settings was"),
+        ({"limit": 4}, "evaluation: limit was None, now 4; give"),
+        ({"batch_size": 2}, "evaluation: batch_size was 3, now 2; give"),
+        ({"candidate": "peft"}, "checkpoint was .*siamese.* now .*peft.*; kind was 'siamese', now 'peft'"),
+        (
+            {"task": replace(ANSWER, max_new_tokens=5)},
+            "evaluation: records, prompts or metrics are others in ask; give",
+        ),
+        ({"task": replace(ANSWER, metrics=("contains",))}, "evaluation: records, prompts or metrics are others in ask"),
+        ({"weights": True}, "evaluation: weights was '[0-9a-f]+', now '[0-9a-f]+'; give"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -459,12 +468,17 @@ def test_another_evaluation_is_not_mixed_in(
     with pytest.raises(InputError, match=message + ".*another --output, delete it, or start anew with --fresh"):
         run(candidate, [task], **changed)
     assert set(run(candidate, [task], **changed, fresh=True).tasks["ask"].metrics) == set(task.metrics)
+    with pytest.raises(InputError, match="evaluation: tasks were ask, now ask, .*; give another --output"):
+        run(candidate, [task, TEXT], **changed)
 
 
 def test_a_damaged_partial_file(opened: Callable[..., Candidate], tmp_path: Path) -> None:
     path = tmp_path / "r.json.partial.jsonl"
     path.write_text('{"checkpoint": "a"}\nnonsense\n{"task": "ask"}\n')
     with pytest.raises(InputError, match="damaged in line 2; delete it, or start anew with --fresh"):
+        Partial(path, {"checkpoint": "a"})
+    path.write_text("[]\n")
+    with pytest.raises(InputError, match="is of another evaluation: it says nothing of itself; give another --output"):
         Partial(path, {"checkpoint": "a"})
     for content in ('{"checkpoint": "a"', '{"checkpoint": "a"}\n{"task": "as'):
         path.write_text(content)

@@ -84,7 +84,12 @@ def plan_file(tmp_path: Path) -> Path:
 
 
 def test_run_is_continued_and_reported(
-    jobs: list[dict[str, Any]], base_folder: str, data_root: Path, plan_file: Path, tmp_path: Path
+    jobs: list[dict[str, Any]],
+    base_folder: str,
+    data_root: Path,
+    plan_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, work, docs = tmp_path / "out", tmp_path / "work", tmp_path / "docs"
     arguments = ["--data-root", str(data_root), "--plan", str(plan_file), "--work", str(work), "--out", str(out)]
@@ -119,7 +124,14 @@ def test_run_is_continued_and_reported(
     before = len(jobs)
     assert main(run) == 0 and len(jobs) == before  # nothing is done twice
     (out / name / "lora-seed-1.json").unlink()
-    assert main(run) == 0 and len(jobs) == before + 1  # the checkpoint is there still
+    (work / name / "base.json").unlink()
+    assert main(run) == 0 and len(jobs) == before + 2  # the checkpoint is there still, what it is held against is not
+    for change, message in {"train: {max_steps: 3}": "other max_steps", "training_records: 7": "data was made"}.items():
+        other = tmp_path / "other.yaml"
+        other.write_text(yaml.safe_dump({**yaml.safe_load(plan_file.read_text()), **yaml.safe_load(change)}))
+        elsewhere = ["--plan", str(other), "--out", str(tmp_path / "fresh")]
+        assert main([*run, *elsewhere]) == 2 and [task["do"] for task in jobs[before + 2 :]] in ([], ["evaluate"])
+        assert message in capsys.readouterr().err
 
     assert main(["report", "--out", str(out), "--docs", str(docs)]) == 0
     page = (docs / "forgetting.md").read_text()

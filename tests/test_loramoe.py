@@ -73,7 +73,8 @@ def test_the_constraint_counts_each_token_once_and_no_padding() -> None:
     ids = torch.arange(1, 11).view(2, 5)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     world = torch.tensor([False, True])
-    model(ids, attention_mask=mask)
+    with loramoe.recorded(model):
+        model(ids, attention_mask=mask)
     expected = []
     for _, layer in loramoe.layers(model):
         assert layer.shares is not None

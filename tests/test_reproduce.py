@@ -125,7 +125,9 @@ def test_another_training_task() -> None:
         make_plan("table1", "cola")
     with pytest.raises(InputError, match="--trained-on must be one of mrpc, .* got 'wiki'"):
         make_plan("table2", "wiki")
-    with pytest.raises(InputError, match="there is no 'tabel1' to reproduce; did you mean 'table1'"):
+    with pytest.raises(
+        InputError, match="there is no 'tabel1' to reproduce; there are table1, .*; did you mean 'table1'"
+    ):
         make_plan("tabel1")
 
 
@@ -260,9 +262,9 @@ def test_a_step_of_every_recipe(
 
 
 def test_wrong_recipes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no recipe 'llama3-8'; did you mean 'llama3-8b'"):
+    with pytest.raises(InputError, match="there is no recipe 'llama3-8'; there are .*; did you mean 'llama3-8b'"):
         read_recipe("llama3-8")
-    with pytest.raises(InputError, match="the recipe .*none.yaml cannot be read"):
+    with pytest.raises(InputError, match="there is no recipe file .*none.yaml"):
         read_recipe(str(tmp_path / "none.yaml"))
     good = {"title": "T", "paper": "Llama3-8B", "architecture": "llama", "methods": {"lora": {"learning_rate": 1e-3}}}
     for change, message in {
@@ -278,8 +280,13 @@ def test_wrong_recipes(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message[1]):
             read_recipe(str(file))
     file.write_text("- a list")
+    with pytest.raises(InputError, match="must hold a recipe as 'key: value', got a list"):
+        read_recipe(str(file))
+    file.write_text("title: T")
     with pytest.raises(InputError, match="must be a mapping with architecture, methods, paper, title"):
         read_recipe(str(file))
+    file.write_text("{title: T, paper: P, architecture: llama, methods: {lora: {learning_rate: 3e-4}}}")
+    assert read_recipe(str(file)).methods["lora"]["learning_rate"] == 3e-4
     file.write_text("{")
     with pytest.raises(InputError, match="is not YAML"):
         read_recipe(str(file))
@@ -455,7 +462,10 @@ def test_clear_errors(arguments: list[str], base_folder: str, data_root: Path, t
         reproduce(["table1", "--model", "chatglm3-6b-glm"])
     with pytest.raises(InputError, match="--limit must be positive, got 0"):
         reproduce(["table1", *arguments, "--limit", "0"])
-    with pytest.raises(InputError, match="the recipe llama3-8b has no settings for loramoe"):
-        reproduce(["figure3", "--model", "llama3-8b", "--dry-run"])
-    with pytest.raises(InputError, match=r"there is no file .*ropes.train.jsonl"):
-        reproduce(["table2", *arguments, "--only", "ropes/lora"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{title: T, paper: P, model: m, architecture: llama, methods: {lora: {}}}")
+    with pytest.raises(InputError, match="the recipe .*recipe.yaml has no settings for loramoe"):
+        reproduce(["figure3", "--model", str(recipe), "--dry-run"])
+    with pytest.raises(InputError, match=r"there is no file .*ropes.test.jsonl"):
+        reproduce(["table1", *arguments, "--only", "cola/lora", "--only", "ropes/lora"])
+    assert not (tmp_path / "out" / "runs").exists(), "data are looked at before the first run"

@@ -96,15 +96,46 @@ def test_another_model_tokenizer_or_setting_is_another_file(
     changed = AutoModelForCausalLM.from_pretrained(base_folder)
     with torch.no_grad():
         changed.lm_head.weight[5, 5] += 1
+    ending = AutoModelForCausalLM.from_pretrained(base_folder)
+    ending.generation_config.eos_token_id = 9
+    half = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
     other = with_template(tokenizer.chat_template.replace("assistant", "bot"))  # the user's turn opens alike
     for given in (
         (model, tokenizer, {}),
         (changed, tokenizer, {}),
+        (ending, tokenizer, {}),
+        (half, tokenizer, {}),
         (model, other, {}),
         (model, tokenizer, {"seed": 1}),
+        (model, tokenizer, {"prompts": [[5, 6]]}),
+        (ending, tokenizer, {"prompts": [[5, 6]]}),
     ):
         sample_texts(given[0], given[1], 1, folder=tmp_path, **given[2], **SHORT)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_the_model_s_own_generation_settings_do_not_count(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_folder: str, tmp_path: Path
+) -> None:
+    expected = sample_texts(model, tokenizer, 4, folder=tmp_path / "a", **SHORT)
+    odd = AutoModelForCausalLM.from_pretrained(base_folder)
+    odd.generation_config.update(no_repeat_ngram_size=1, min_new_tokens=8, min_p=0.9, do_sample=True)
+    assert sample_texts(odd, tokenizer, 4, folder=tmp_path / "b", **SHORT) == expected
+    assert odd.generation_config.no_repeat_ngram_size == 1
+
+
+def test_rounds_are_kept_as_they_come(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    def stop(done: int, wanted: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_texts(model, tokenizer, 9, folder=tmp_path, report=stop, **SHORT)
+    (path,) = tmp_path.iterdir()
+    assert 0 < len(path.read_text().splitlines()) <= 4
+    whole = sample_texts(model, tokenizer, 9, folder=tmp_path / "b", **SHORT)
+    assert sample_texts(model, tokenizer, 9, folder=tmp_path, **SHORT) == whole
 
 
 def test_a_turn_that_ends_without_a_special_token_is_cut(

@@ -253,6 +253,22 @@ CORDA = {"init_lora_weights": "corda"}
 
 
 @pytest.mark.parametrize(
+    ("method", "retain", "name"),
+    [
+        ("peft", {"weight": 2.0}, "weight"),
+        ("imsm", {"prompts": "general.jsonl"}, "prompts"),
+        ("peft", {"kind": "kl_prompts", "prompts": "general.jsonl"}, "prompts"),
+        ("corda", {"prompts": "general.jsonl", "share": 0.1}, "share"),
+    ],
+)
+def test_retain_settings_without_a_use_are_refused(method: str, retain: dict[str, Any], name: str) -> None:
+    adapter = {"init_lora_weights": "corda"} if method == "corda" else {}
+    run: Any = "peft" if method == "corda" else method
+    with pytest.raises(InputError, match=f"retain.{name} is set, but retain.kind: .* has no use for it"):
+        TrainConfig("m", "o", DataConfig("t"), method=run, adapter=adapter, retain=RetainConfig(**retain))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"method": "loramoe"}, "method: loramoe and adapter.peft_type: LORAMOE go together"),

@@ -106,7 +106,11 @@ def test_unknown_tasks(name: str, near: str) -> None:
     with pytest.raises(InputError) as caught:
         find_tasks(["cola", name])
     message = str(caught.value)
-    assert message.startswith(f"unknown task {name!r}{near}") and all(known in message for known in TASKS)
+    assert (
+        message.startswith(f"unknown task {name!r}; ")
+        and message.endswith(f"{near}?")
+        and all(known in message for known in TASKS)
+    )
     assert ".yaml" in message and "retained" in message
 
 
@@ -193,7 +197,10 @@ def test_the_file_is_found_beside_the_yaml_first(yaml_file: Callable[[str], Path
     path = yaml_file("file: own/test.jsonl\nprompt: '{question}?'\nreference: reply\n")
     data = write("own/test.jsonl", {"question": "from the root", "reply": "yes"})
     assert load_records(read_task(path), data, None, 0) == [TaskRecord("from the root?", ("yes",))]
-    with pytest.raises(InputError, match="'shop' has no public data set; give a folder that holds own/test.jsonl with"):
+    with pytest.raises(
+        InputError,
+        match="'shop' has no public data set, and no own/test.jsonl beside its .yaml file; put it there, or give a",
+    ):
         load_records(read_task(path), None, None, 0)
     beside = path.parent / "own" / "test.jsonl"
     beside.parent.mkdir()
@@ -205,11 +212,11 @@ def test_the_file_is_found_beside_the_yaml_first(yaml_file: Callable[[str], Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file: a.jsonl\nmetric: f1", "unknown key 'metric'; did you mean 'metrics'.; known are name, title"),
+        ("file: a.jsonl\nmetric: f1", "unknown key 'metric'; known are name, title.*; did you mean 'metrics'.$"),
         ("file: a.jsonl\nhub: x", "unknown key 'hub'"),
         (
             "file: a.jsonl\nmetrics: exact",
-            "unknown metric 'exact'; did you mean 'exact_match'.; those of a task of kind",
+            "unknown metric 'exact'; those of a task of kind answer are .*; did you mean 'exact_match'.$",
         ),
         ("file: a.jsonl\nmetrics: [f1, identical]", "metric identical is for tasks of kind kept, not answer; those of"),
         ("file: a.jsonl\nmetrics: []", r"metrics must be a metric's name or a list of names, got \[\]"),
@@ -237,6 +244,10 @@ def test_wrong_task_files(yaml_file: Callable[[str], Path], text: str, message: 
     with pytest.raises(InputError, match=message) as caught:
         read_task(path)
     assert str(path) in str(caught.value)
+
+
+def test_numbers_with_an_exponent(yaml_file: Callable[[str], Path]) -> None:
+    assert read_task(yaml_file("file: a.jsonl\nchance: 1e-2")).chance == 0.01
 
 
 def test_task_files_that_are_none(tmp_path: Path, yaml_file: Callable[[str], Path]) -> None:
@@ -496,7 +507,7 @@ def test_what_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
     remedy = "give a folder that holds cola/test.jsonl with --data-root"
     with pytest.raises(InputError, match=rf"nyu-mll/glue cannot be loaded from the Hub \(no network\); {remedy}"):
         load_records(TASKS["cola"], None, None, 0)
-    with pytest.raises(InputError, match=f"task 'cola' has no public data set; {remedy}"):
+    with pytest.raises(InputError, match=f"task 'cola' has no public data set, and no cola/test.jsonl .*, or {remedy}"):
         load_records(replace(TASKS["cola"], hub=None), None, None, 0)
 
 

@@ -15,12 +15,14 @@ from typing import Any
 from benchmarks import machine, measure
 from benchmarks.forgetting import records
 from benchmarks.forgetting.job import VALIDATION
-from benchmarks.forgetting.plan import Method, Plan
+from benchmarks.forgetting.plan import Method, Plan, train_config
 from benchmarks.models import title
 from imsm.errors import InputError
 from imsm.evaluation.balance import balance
 from imsm.evaluation.comparison import compare
 from imsm.evaluation.results import read_result
+from imsm.settings import read_yaml
+from imsm.training.run import SETTINGS
 
 EVALUATION_BATCH = 16
 
@@ -76,8 +78,17 @@ class Runner:
     # -- data --------------------------------------------------------------------------------------------------------
 
     def write_data(self) -> None:
-        """Training and validation records, drawn once from the target's training file."""
-        if (self.work / "data" / "train.jsonl").is_file():
+        """Training and validation records, drawn once from the target's training file.
+
+        Raises:
+            InputError: there are too few, or those that are there were drawn under another plan.
+        """
+        made = self.work / "data" / "train.jsonl"
+        if made.is_file():
+            drawn = len(made.read_text(encoding="utf-8").splitlines())
+            held_out = len(made.with_name("validation.jsonl").read_text(encoding="utf-8").splitlines())
+            if (drawn, held_out) != (self.plan.training_records, self.plan.validation_records):
+                raise InputError(f"{made.parent} was made under another plan; give another --work")
             return
         source = self.data_root / self.plan.target / "train.jsonl"
         if not source.is_file():
@@ -112,12 +123,20 @@ class Runner:
         """The checkpoint of one training run, trained now if need be; its metrics are in `metrics.json`."""
         folder = self.work / self.model / method.name / f"rate-{rate:g}-seed-{seed}"
         done = folder / "metrics.json"
-        if not done.is_file():
+        settings = {**self.plan.train, **method.train}
+        if done.is_file():
+            was = read_yaml(folder / "checkpoint" / SETTINGS)
+            now = train_config(settings, model=was.model, output_dir=was.output_dir, data=was.data)
+            if changed := [key for key in settings if getattr(was, key) != getattr(now, key)]:
+                raise InputError(
+                    f"{folder} was trained under another plan: other {', '.join(changed)}; give another --work"
+                )
+        else:
             shutil.rmtree(folder, ignore_errors=True)
             found = self.job(
                 f"{method.name}, rate {rate:g}, seed {seed}, training",
                 do="train",
-                settings={**self.plan.train, **method.train},
+                settings=settings,
                 folder=str(folder / "checkpoint"),
                 data=str(self.work / "data" / "train.jsonl"),
                 seed=seed,
@@ -164,24 +183,32 @@ class Runner:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def base(self) -> None:
-        """Evaluates the base model."""
+        """The base model's record."""
         path = self.out / self.model / "base.json"
         settings = self.plan.settings
-        if self.done(path, settings):
-            return
+        if not self.done(path, settings):
+            output = self.base_result(again=True)
+            self.keep(path, output, Method("base", "base model", "", {}, (0,)), 0, "", None, {}, {}, settings)
+
+    def base_result(self, again: bool = False) -> Path:
+        """The base model's full outputs, made now if need be: all others are held against them.
+
+        `again`: have outputs that are there compared with the plan, which loads the model.
+        """
         output = self.work / self.model / "base.json"
-        self.job(
-            "base, test",
-            do="evaluate",
-            spec=self.folder,
-            target=self.plan.target,
-            tasks=[self.plan.target, *self.plan.retained],
-            data_root=str(self.data_root),
-            output=str(output),
-            limit=self.plan.limit,
-            batch_size=EVALUATION_BATCH,
-        )
-        self.keep(path, output, Method("base", "base model", "", {}, (0,)), 0, "", None, {}, {}, settings)
+        if again or not output.is_file():
+            self.job(
+                "base, test",
+                do="evaluate",
+                spec=self.folder,
+                target=self.plan.target,
+                tasks=[self.plan.target, *self.plan.retained],
+                data_root=str(self.data_root),
+                output=str(output),
+                limit=self.plan.limit,
+                batch_size=EVALUATION_BATCH,
+            )
+        return output
 
     def one(self, method: Method, seed: int, varied: str) -> None:
         """One record: the method's checkpoint of that seed, trained at its best rate, on the test records."""
@@ -189,6 +216,7 @@ class Runner:
         settings = {**self.plan.settings, "method": method.train}
         if self.done(path, settings):
             return
+        self.base_result()
         rate, tried = self.rate(method)
         folder = self.trained(method, seed, rate)
         output = folder / f"test{varied}.json"
@@ -224,7 +252,7 @@ class Runner:
         """Writes the record of an evaluation."""
         result, against = read_result(output), {}
         if method.name != "base":
-            before = read_result(self.work / self.model / "base.json")
+            before = read_result(self.base_result())
             against = asdict(balance(compare(before, result, list(result.tasks)), [self.plan.target]))
         records.Record(
             model=title(self.model),

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from imsm.model import SiameseForCausalLM
 
 CONFIG, GATE = "config.json", "gate.safetensors"
+#: Of another kind of checkpoint, see `imsm.loramoe`.
+LORAMOE = "loramoe_config.json"
 REQUIRED = (CONFIG, ADAPTER_CONFIG, ADAPTER, GATE)
 #: Arguments of `from_pretrained` that say where the folder is fetched from; the rest go to the base model.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
@@ -97,10 +99,12 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
     Raises:
         InputError: the folder is missing or incomplete, of another kind, or written by a newer version.
     """
-    folder = fetch(name, (*REQUIRED, "generation_config.json"), "checkpoint", hub)
+    folder = fetch(name, (*REQUIRED, "generation_config.json", LORAMOE), "checkpoint", hub)
     missing = [file for file in REQUIRED if not (folder / file).is_file()]
     if missing:
-        raise InputError(f"{folder} is not a complete siamese checkpoint: {', '.join(missing)} missing")
+        raise InputError(
+            f"{folder} is not a complete siamese checkpoint: {', '.join(missing)} missing{other_kind(folder)}"
+        )
     try:
         values, _ = SiameseConfig.get_config_dict(os.fspath(folder))
     except (OSError, ValueError) as error:
@@ -116,6 +120,21 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
             f"{FORMAT_VERSION}); upgrade imsm"
         )
     return folder, SiameseConfig.from_dict(values)
+
+
+def other_kind(folder: Path) -> str:
+    """What a folder without a gate holds instead of a siamese checkpoint, as the end of a message; empty if unknown."""
+    if (folder / LORAMOE).is_file():
+        found, loader = "a LoRAMoE checkpoint", "imsm.loramoe.load"
+    elif (folder / GATE).is_file():
+        return ""
+    elif (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        found, loader = "a peft adapter", "peft's PeftModel.from_pretrained"
+    elif (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        found, loader = "a plain model", "transformers' AutoModelForCausalLM.from_pretrained"
+    else:
+        return ""
+    return f"; it holds {found}, which {loader} loads and imsm eval and audit read"
 
 
 def load(

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imsm.building import base_shape, load_base, refuse_settings
+from imsm.checkpoint import LORAMOE
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch, staged
 from imsm.settings import nearest
 
-CONFIG, WEIGHTS = "loramoe_config.json", "loramoe.safetensors"
+CONFIG, WEIGHTS = LORAMOE, "loramoe.safetensors"
 FORMAT_VERSION = 1
 
 
@@ -117,14 +120,16 @@ class RoutedExperts(nn.Module):
         self.names = list(experts.lora_A)
         weight: Any = experts.lora_A[self.names[0]].weight
         self.router = nn.Linear(weight.shape[1], len(self.names), bias=False, device=weight.device, dtype=weight.dtype)
-        #: ω of the last forward in training, (…, N) float32, for the balancing constraint.
+        #: ω of the last recorded forward, (…, N) float32, for the balancing constraint.
         self.shares: Tensor | None = None
+        self.recording = False
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.experts.base_layer(x)
         inner = x.to(self.router.weight.dtype)
         shares = self.router(inner).softmax(dim=-1, dtype=torch.float32)
-        self.shares = shares if self.training else None
+        if self.recording:
+            self.shares = shares
         added = torch.zeros((), dtype=inner.dtype, device=inner.device)
         for number, name in enumerate(self.names):
             low = self.experts.lora_A[name](self.experts.lora_dropout[name](inner))
@@ -207,8 +212,24 @@ def balance_loss(importance: Tensor, world: Tensor, delta: float) -> Tensor:
     return z.var(correction=0) / z.mean()
 
 
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[None]:
+    """Within: a forward leaves what `balancing_constraint` reads.
+
+    Where layers run again in the backward pass, to save memory, this is over, or each would keep its activations alive.
+    """
+    found = [layer for _, layer in layers(model)]
+    for layer in found:
+        layer.recording = True
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.recording = False
+
+
 def balancing_constraint(model: nn.Module, attention_mask: Tensor, world: Tensor, delta: float) -> Tensor:
-    """Mean L_lbc over the layers, of the model's last forward in training.
+    """Mean L_lbc over the layers, of the model's last forward within `recorded`.
 
     Args:
         model: with experts in it.

@@ -11,13 +11,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.data.records import read_records
 from imsm.errors import InputError
@@ -33,9 +34,8 @@ OPENINGS = ("", "The", "A", "In", "I", "How", "What", "Why", "Question:", "To", 
 MARK = "imsm7c1content"
 #: Rounds in a row that may bring nothing new before a model is taken to have no more to say.
 IDLE_ROUNDS = 8
-#: Sampling and greedy decoding, whatever the model's own generation settings are.
-SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0, "repetition_penalty": 1.0}
-GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0}
+SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
+GREEDY = {"do_sample": False}
 
 Report = Callable[[int, int], None]
 
@@ -67,8 +67,9 @@ def sample_texts(
 ) -> list[Sample]:
     """The first `count` texts of a model, from the disk as far as they are there; fewer if it has no more to say.
 
-    Sampling is at temperature 1 and top-p 0.95, and leaves torch's random state as it was. No two prompts are alike;
-    empty and repetitive ones and empty answers are left out.
+    Sampling is at temperature 1 and top-p 0.95, whatever the model's own generation settings are, and leaves torch's
+    random state as it was. No two prompts are alike; empty and repetitive ones and empty answers are left out. Each round
+    is kept as soon as it is there.
 
     Args:
         model: a plain causal language model, without an adapter.
@@ -90,34 +91,30 @@ def sample_texts(
         source = _Sampler(model, tokenizer, seed, prompt_tokens, batch_size)
     else:
         source = _Given(prompts, seed, batch_size)
-    facts = {"format": FORMAT, "seed": seed, "answer_tokens": answer_tokens, "batch_size": batch_size}
-    key = fingerprint(model, [], {**facts, **source.facts(), "tokenizer": tokenizer_facts(tokenizer)})
+    ends = _eos(model, tokenizer)
+    facts = {"format": FORMAT, "seed": seed, "answer_tokens": answer_tokens, "batch_size": batch_size, "ends": ends}
+    key = fingerprint(model, [], {**facts, "source": source.facts(), "tokenizer": tokenizer_facts(tokenizer)})
     path = (cache_folder("samples") if folder is None else folder) / f"{key}.jsonl"
     rows = _read(path)
-    before = len(rows)
     seen = {tuple(sample.prompt_ids) for _, sample in rows}
-    was_training = model.training
-    model.eval()
-    try:
+    with _plain_decoding(model):
         number, idle = (rows[-1][0] + 1 if rows else 0), 0
         while len(rows) < count and idle < IDLE_ROUNDS and (found := source.round(number)) is not None:
             fresh = list({tuple(ids): ids for ids in found if tuple(ids) not in seen}.values())
             seen |= {tuple(ids) for ids in fresh}
-            answered = list(_answered(model, tokenizer, fresh, answer_tokens))
-            rows += [(number, sample) for sample in answered]
+            answered = list(_answered(model, tokenizer, fresh, answer_tokens, ends))
+            if answered:
+                rows += [(number, sample) for sample in answered]
+                _write(path, rows, tokenizer)
             idle = 0 if answered else idle + 1
             number += 1
             if report is not None:
                 report(min(len(rows), count), count)
-    finally:
-        model.train(was_training)
     if not rows:
         raise InputError(
             "the base model gave no text that can be used (all were empty, repetitive or alike); give general prompts of "
             "your own by retain.prompts"
         )
-    if len(rows) > before:
-        _write(path, rows, tokenizer)
     return [sample for _, sample in rows[:count]]
 
 
@@ -256,6 +253,20 @@ class _Sampler:
         return text.strip().rstrip("\ufffd").strip()
 
 
+@contextmanager
+def _plain_decoding(model: PreTrainedModel) -> Iterator[None]:
+    """Within: the model is in eval mode and has no generation settings of its own, which `generate` would add to those
+    it is given."""
+    was_training, own = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(was_training)
+
+
 def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -264,12 +275,15 @@ def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 
 def _answered(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], longest: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    longest: int,
+    ends: list[int],
 ) -> Iterator[Sample]:
-    """Greedy answers to the prompts, decoded together, without empty ones."""
+    """Greedy answers to the prompts, decoded together, up to one of `ends`; without empty ones."""
     if not prompts:
         return
-    ends = _eos(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     found = continuations(
         model, prompts, pad, max_new_tokens=longest, eos_token_id=ends or None, pad_token_id=pad, **GREEDY
@@ -304,6 +318,7 @@ def _write(path: Path, rows: list[tuple[int, Sample]], tokenizer: PreTrainedToke
         )
         for number, sample in rows
     ]
+    beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
@@ -312,3 +327,6 @@ def _write(path: Path, rows: list[tuple[int, Sample]], tokenizer: PreTrainedToke
         os.replace(beside, path)
     except OSError as error:
         raise InputError(f"the sampled texts cannot be kept in {path.parent}: {error}; make room there") from error
+    finally:
+        if beside is not None and os.path.exists(beside):
+            os.unlink(beside)

@@ -15,17 +15,21 @@ import torch
 import xxhash
 from rich.console import Console
 
+from imsm.cli.checkpoint import add_loading_arguments
+from imsm.cli.tasks import add_task_arguments, read_tasks, run_tasks
 from imsm.errors import InputError, first_line
 from imsm.evaluation.audit import Audit, audit
 from imsm.evaluation.candidates import FACTS, Candidate, kind_of, open_candidate, read_spec
 from imsm.evaluation.comparison import common_tasks, same_base
 from imsm.evaluation.page import write_page
 from imsm.evaluation.results import Result, read_result
-from imsm.evaluation.running import evaluate
 from imsm.evaluation.tables import show
 from imsm.evaluation.task import Task
-from imsm.evaluation.tasks import TASK_GROUPS, find_tasks, read_task
+from imsm.evaluation.tasks import TASK_GROUPS, read_task
 from imsm.folders import fetch
+
+#: Kinds of checkpoints that are a base and something on it.
+ADAPTED = ("siamese", "peft", "loramoe")
 
 
 def run(argv: list[str]) -> int:
@@ -43,22 +47,18 @@ def run(argv: list[str]) -> int:
         nargs="+",
         help=f"siamese checkpoint, peft adapter, LoRAMoE or whole model: {given}; with @gate=0.5 or @scale=0.5 at the end",
     )
-    parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="names, or .yaml files; not needed if all are results"
-    )
+    add_task_arguments(parser, required=False)
     parser.add_argument(
         "--targets", nargs="+", metavar="TASK", required=True, help="those of the tasks that were trained for"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write; results are reused")
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the tasks' files (default: the Hub)")
-    parser.add_argument("--limit", type=int, metavar="N", help="records of a task at most (default: all)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="records run together (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of records and the intervals")
-    parser.add_argument("--fresh", action="store_true", help="evaluate anew whatever results there are")
-    parser.add_argument("--base", metavar="MODEL", help="load checkpoints on this base model, not the one they name")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default=None, help="for example cuda:1 or cpu (default: GPU if there is one)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model's repository brings")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("audit"),
+        metavar="DIR",
+        help="folder to write; results in it are reused (default: audit)",
+    )
+    add_loading_arguments(parser)
     args = parser.parse_args(argv)
 
     made = make(args)
@@ -82,7 +82,7 @@ def make(args: argparse.Namespace) -> Audit:
     if results.keys() == set(specs):
         names = task_names(args.tasks or ()) or None
     elif args.tasks:
-        tasks = find_tasks(args.tasks)
+        tasks = read_tasks(args)
         names = [task.name for task in tasks]
     else:
         raise InputError("name with --tasks what to evaluate the checkpoints on")
@@ -92,6 +92,12 @@ def make(args: argparse.Namespace) -> Audit:
         raise InputError(f"the target {unknown[0]!r} is not among the tasks; there are {', '.join(names)}")
     if kept := [task.name for task in tasks if task.name in targets and task.kind == "kept"]:
         raise InputError(f"{kept[0]!r} measures what was kept and cannot be a target")
+    for spec in specs:
+        kind = results[spec].kind if spec in results else kind_of(fetch(read_spec(spec)[0], FACTS, "checkpoint", {}))
+        if spec == args.before and kind in ADAPTED:
+            raise InputError(
+                f"BASE must be the model before training, and {spec} is a {kind} checkpoint; name its base first"
+            )
     paths = {spec: Path(spec) for spec in results}
     for spec in specs:
         before = results.get(args.before)
@@ -164,16 +170,7 @@ def evaluated(
             tasks = [task for task in tasks if task.kind != "kept"]
         else:
             same_base(before, candidate)
-        return evaluate(
-            candidate,
-            tasks,
-            data_root=args.data_root,
-            output=output,
-            limit=args.limit,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            fresh=args.fresh,
-        )
+        return run_tasks(candidate, tasks, output, args)
     finally:
         del candidate
         gc.collect()

@@ -17,6 +17,11 @@ def add_model_arguments(
 ) -> None:
     """The checkpoint, which help describes as `checkpoint`, and how to load it."""
     parser.add_argument("checkpoint", help=checkpoint)
+    add_loading_arguments(parser)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """How checkpoints are loaded."""
     parser.add_argument("--base", help="folder or Hub name of the base model, if not the one that the checkpoint names")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imsm.cli.checkpoint import add_model_arguments
+from imsm.cli.tasks import add_task_arguments, read_tasks, run_tasks
 from imsm.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,46 +31,22 @@ def run(argv: list[str]) -> int:
         description="Run tasks on a checkpoint. A run that is cut goes on where it was when it is started again.",
     )
     add_model_arguments(parser, CHECKPOINT)
-    parser.add_argument(
-        "--tasks", nargs="+", required=True, metavar="TASK", help="built-in tasks, or .yaml files of your own"
-    )
-    parser.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="folder of the tasks' files (default: their public data sets)"
-    )
+    add_task_arguments(parser, required=True)
     parser.add_argument(
         "--output", type=Path, metavar="FILE.json", help="what to write (default: the checkpoint's name + .eval.json)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="records of a task at most (default: all)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="records run together (default: 8)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the choice of records and of the intervals (default: 0)"
-    )
-    parser.add_argument("--fresh", action="store_true", help="start anew, whatever an earlier run left")
     args = parser.parse_args(argv)
-    for flag, value in {"--batch-size": args.batch_size, "--limit": args.limit}.items():
-        if value is not None and value < 1:
-            raise InputError(f"{flag} must be a positive integer, got {value}")
     output = args.output or default_output(args.checkpoint)
     if output.suffix != ".json":
         raise InputError(f"--output must be a .json file, got {output}")
 
     from imsm.evaluation.candidates import open_candidate
-    from imsm.evaluation.running import evaluate, partial_path
-    from imsm.evaluation.tasks import find_tasks
+    from imsm.evaluation.running import partial_path
 
-    tasks = find_tasks(args.tasks)
+    tasks = read_tasks(args)
     candidate = open_candidate(args.checkpoint, args.base, args.dtype, args.device, args.trust_remote_code)
     try:
-        result = evaluate(
-            candidate,
-            tasks,
-            data_root=args.data_root,
-            output=output,
-            limit=args.limit,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            fresh=args.fresh,
-        )
+        result = run_tasks(candidate, tasks, output, args)
     except KeyboardInterrupt:
         if partial_path(output).exists():
             again = " without --fresh" if args.fresh else ""

@@ -35,6 +35,7 @@ def run(argv: list[str]) -> int:
     processes = join()
     if processes.is_main_process:
         study.open()
+        study.check_data(jobs)
     processes.wait_for_everyone()
     if processes.num_processes == 1:
         for job in jobs:

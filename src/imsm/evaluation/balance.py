@@ -98,10 +98,9 @@ def _unfit(task: TaskComparison) -> str | None:
     before = task.score.before.value
     if not task.score.higher_is_better:
         return None if before > 0 else "the base's value is 0, of which there is no share"
-    chance = task.chance or 0.0
-    if before > chance:
+    if before > (task.chance or 0.0):
         return None
-    return "the base is no better than chance" if chance else "the base scores 0"
+    return "the base scores 0" if task.chance is None else "the base is no better than chance"
 
 
 def _mean(values: Sequence[float]) -> float | None:

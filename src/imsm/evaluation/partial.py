@@ -102,12 +102,34 @@ class Partial:
 
 def refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises `InputError` if two headers differ, naming where."""
-    changed = [key for key in wanted if found.get(key) != wanted[key]]
+    changed = _differences(found, wanted)
     if changed:
-        differences = "; ".join(f"{key} was {found.get(key)!r}, now {wanted[key]!r}" for key in changed)
         raise InputError(
-            f"{path} is of another evaluation: {differences}; give another --output, delete it, or start anew with --fresh"
+            f"{path} is of another evaluation: {'; '.join(changed)}; give another --output, delete it, or start anew with "
+            "--fresh"
         )
+
+
+def _differences(found: Any, wanted: dict[str, Any]) -> list[str]:
+    """Every value that is another, in words; of tasks only their names."""
+    if not isinstance(found, dict):
+        return ["it says nothing of itself"]
+    changed = []
+    for key, now in wanted.items():
+        was = found.get(key)
+        if was == now:
+            continue
+        if key == "tasks" and isinstance(was, dict):
+            if was.keys() != now.keys():
+                changed.append(f"tasks were {', '.join(was)}, now {', '.join(now)}")
+            elif "settings" not in found or found["settings"].get("limit") == wanted["settings"].get("limit"):
+                others = [name for name in now if was[name] != now[name]]
+                changed.append(f"records, prompts or metrics are others in {', '.join(others)}")
+        elif isinstance(was, dict) and isinstance(now, dict):
+            changed += _differences(was, now)
+        else:
+            changed.append(f"{key} was {was!r}, now {now!r}")
+    return changed
 
 
 @contextmanager

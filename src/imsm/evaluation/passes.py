@@ -16,13 +16,15 @@ from transformers import PreTrainedTokenizerBase
 from imsm.generation import Answer, Prompt, answers
 
 #: Plain greedy decoding, whatever else a model's generation config recommends.
-GREEDY = {
+GREEDY: dict[str, Any] = {
     "do_sample": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
     "num_beams": 1,
+    "num_return_sequences": 1,
     "repetition_penalty": 1.0,
+    **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")),
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "exponential_decay_length_penalty")),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "stop_strings", "watermarking_config")),
 }
 
 

@@ -138,7 +138,9 @@ def _check(task: Task, references: tuple[str, ...], where: str) -> None:
 def _from_hub(task: Task) -> list[TaskRecord]:
     hub, remedy = task.hub, f"give a folder that holds {task.file} with --data-root"
     if hub is None:
-        raise InputError(f"task {task.name!r} has no public data set; {remedy}")
+        raise InputError(
+            f"task {task.name!r} has no public data set, and no {task.file} beside its .yaml file; put it there, or {remedy}"
+        )
     records: list[TaskRecord] = []
     for number, row in enumerate(_rows(hub, remedy), 1):
         where = f"{hub.name} {hub.split} row {number}"

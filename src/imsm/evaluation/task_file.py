@@ -12,6 +12,7 @@ from imsm.evaluation.metrics import DEFAULT_METRICS, METRICS
 from imsm.evaluation.prompts import prompt_fields
 from imsm.evaluation.task import Kind, Task
 from imsm.settings import nearest
+from imsm.settings.mapping import read_mapping
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KEYS = [field.name for field in fields(Task) if field.name != "hub"]
@@ -27,10 +28,10 @@ def read_task(path: Path) -> Task:
         InputError: the file cannot be read; a key or metric is unknown; a value has the wrong type, is out of range, or
             has no place in a task of this kind.
     """
-    content = _read_mapping(path)
+    content = read_mapping(path, "task", "a task as 'key: value', such as 'file: shop.jsonl'")
     for key in content:
         if key not in KEYS:
-            raise InputError(f"{path}: unknown key {key!r}{nearest(str(key), KEYS)}; known are {', '.join(KEYS)}")
+            raise InputError(f"{path}: unknown key {key!r}; known are {', '.join(KEYS)}{nearest(str(key), KEYS)}")
     for key in ("prompt", "chat"):
         if content.get("messages") is not None and key in content:
             raise InputError(f"{path}: messages are asked as they are, so {key} has no place beside it; leave one out")
@@ -102,8 +103,8 @@ class _Given:
         for name in names:
             if name not in METRICS:
                 raise InputError(
-                    f"{self.path}: unknown metric {name!r}{nearest(name, METRICS)}; those of a task of kind {kind} are "
-                    f"{', '.join(fitting)}"
+                    f"{self.path}: unknown metric {name!r}; those of a task of kind {kind} are {', '.join(fitting)}"
+                    f"{nearest(name, fitting)}"
                 )
             if name not in fitting:
                 raise InputError(
@@ -129,21 +130,3 @@ class _Given:
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"there is no task file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the task file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a task as 'key: value', such as 'file: shop.jsonl'")
-    return content

@@ -84,6 +84,6 @@ def _tasks_of(name: str) -> list[Task]:
     if name.endswith((".yaml", ".yml")):
         return [read_task(Path(name))]
     raise InputError(
-        f"unknown task {name!r}{nearest(name, [*TASKS, *TASK_GROUPS])}; built in are {', '.join(TASKS)}; "
-        f"groups are {', '.join(TASK_GROUPS)}; a task of your own is a .yaml file"
+        f"unknown task {name!r}; built in are {', '.join(TASKS)}; groups are {', '.join(TASK_GROUPS)}; a task of your own "
+        f"is a .yaml file{nearest(name, [*TASKS, *TASK_GROUPS])}"
     )

@@ -18,9 +18,11 @@ def verdict(audit: Audit) -> str:
     if not judged:
         return f"{len(entries)} checkpoints are compared, but no task can tell what they kept or learned."
     best = max(judged, key=lambda entry: entry.balance.harmonic or 0.0)
+    if not best.balance.harmonic:
+        return f"None of the {len(entries)} checkpoints both learned and kept anything."
     return (
         f"Of {len(entries)} checkpoints, {best.label} balances learning and keeping best "
-        f"({percent(best.balance.harmonic)}): it {_learned(best)}, and {_kept(best)}."
+        f"({percent(best.balance.harmonic)}): it {_learned(best)}, and {_share(best)}."
     )
 
 
@@ -42,20 +44,21 @@ def _learned(entry: Entry) -> str:
     return " but ".join(told)
 
 
-def _kept(entry: Entry) -> str:
+def _share(entry: Entry) -> str:
     balance = entry.balance
-    others = [task for name, task in entry.comparison.tasks.items() if name not in entry.targets]
-    worse = [task for task in others if task.score.direction == "worse"]
-    if not others:
+    if len(entry.comparison.tasks) == len(entry.targets):
         return "what it kept of other skills was not measured"
-    number = len(balance.kept)
     if balance.retention is None:
-        share = "no other task can tell what it kept"
-    else:
-        share = f"kept {percent(balance.retention)} of the base's score on {number} other task{'s' * (number != 1)}"
-    if not worse:
-        return f"{share}, where nothing fell measurably"
-    return f"{share}; measurably worse: {_list(worse)}"
+        return "no other task can tell what it kept"
+    number = len(balance.kept)
+    return f"kept {percent(balance.retention)} of the base's score on {number} other task{'s' * (number != 1)}"
+
+
+def _kept(entry: Entry) -> str:
+    others = [task for name, task in entry.comparison.tasks.items() if name not in entry.targets]
+    if worse := [task for task in others if task.score.direction == "worse"]:
+        return f"{_share(entry)}; measurably worse: {_list(worse)}"
+    return _share(entry) if entry.balance.retention is None else f"{_share(entry)}, where nothing fell measurably"
 
 
 def _list(tasks: Sequence[TaskComparison]) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.stats import ttest_rel
-
 from imsm.errors import InputError
 from imsm.evaluation.results import TaskResult
+from imsm.evaluation.significance import paired_t
 from imsm.reproduce.paper import Column
 from imsm.reproduce.plans import ORIGINAL, Plan, Row, Run
 from imsm.reproduce.running import Study
@@ -179,18 +177,13 @@ def _memory(study: Study, run: Run) -> int | None:
     return (study.measured(run) or {}).get("memory")
 
 
-def t_test(before: TaskResult, after: TaskResult, metric: str) -> float:
-    """p of Student's paired t-test over the records' own scores by a metric; 1 where no record differs.
+def t_test(before: TaskResult, after: TaskResult, metric: str) -> float | None:
+    """p of Student's paired t-test over the records' own scores by a metric; None for a single record.
 
     Raises:
         InputError: they are of different records.
     """
     if before.fingerprint != after.fingerprint:
         raise InputError(f"results on {before.task} are of different records; remove them, and they are made again")
-    scores = [np.array([record.scores[metric] for record in result.records]) for result in (before, after)]
-    difference = scores[1] - scores[0]
-    if len(difference) < 2 or not difference.any():
-        return 1.0
-    if np.all(difference == difference[0]):
-        return 0.0  # no spread at all, where scipy would divide by zero
-    return float(ttest_rel(scores[1], scores[0]).pvalue)
+    scores = ([record.scores[metric] for record in result.records] for result in (before, after))
+    return paired_t(*scores).p

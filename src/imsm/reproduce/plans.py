@@ -157,7 +157,9 @@ def make_plan(name: str, trained_on: str | None = None) -> Plan:
     """
     tables = paper_tables()
     if name not in tables:
-        raise InputError(f"there is no {name!r} to reproduce{nearest(name, tables)}; there are {', '.join(tables)}")
+        raise InputError(
+            f"there is no {name!r} to reproduce; there are {', '.join(tables)}, or all{nearest(name, tables)}"
+        )
     table = tables[name]
     tasks = tuple(part.trained_on for part in table.parts)
     if trained_on is None:

@@ -7,11 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from imsm.errors import InputError
 from imsm.reproduce.plans import Run
 from imsm.settings import DataConfig, TrainConfig, nearest
+from imsm.settings.mapping import read_mapping
 
 #: What a recipe sets of `TrainConfig`; the plan, the command line and the run set the rest.
 SETTABLE = {field.name for field in fields(TrainConfig)} - {
@@ -82,28 +81,21 @@ def read_recipe(name: str) -> Recipe:
     """
     shipped = {known.casefold(): known for known in recipe_names()}
     if name.casefold() in shipped:
-        text = files("imsm").joinpath(f"recipes/{shipped[name.casefold()]}.yaml").read_text(encoding="utf-8")
+        path = Path(str(files("imsm").joinpath(f"recipes/{shipped[name.casefold()]}.yaml")))
     elif name.endswith((".yaml", ".yml")):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the recipe {name} cannot be read: {error}") from error
+        path = Path(name)
     else:
         raise InputError(
-            f"there is no recipe {name!r}{nearest(name, shipped.values())}; there are {', '.join(shipped.values())}. For "
-            "another model give its folder or Hub name with --model and a recipe, shipped or a .yaml file, with --recipe"
+            f"there is no recipe {name!r}; there are {', '.join(shipped.values())}. For another model give its folder or Hub "
+            f"name with --model and a recipe, shipped or a .yaml file, with --recipe{nearest(name, shipped.values())}"
         )
-    return _checked(name, text)
+    return _checked(name, read_mapping(path, "recipe", "a recipe as 'key: value'"))
 
 
-def _checked(name: str, text: str) -> Recipe:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"the recipe {name} is not YAML: {' '.join(str(error).split())}") from error
+def _checked(name: str, content: dict[Any, Any]) -> Recipe:
     needed = {"title", "paper", "architecture", "methods"}
     known = needed | {"settings", "model", "scaled"}
-    if not isinstance(content, dict) or not needed <= set(content) or not isinstance(content["methods"], dict):
+    if not needed <= set(content) or not isinstance(content["methods"], dict):
         raise InputError(f"the recipe {name} must be a mapping with {', '.join(sorted(needed))}; methods by name")
     for key in content:
         if key not in known:

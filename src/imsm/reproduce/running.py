@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,20 @@ class Study:
         ]
         if changed:
             raise InputError(f"{self.output} holds other runs: {'; '.join(changed)}; give another --output")
+
+    def check_data(self, jobs: Sequence[Job]) -> None:
+        """Reads what the jobs still need of tasks' files or data sets, before the first run takes its hours.
+
+        Raises:
+            InputError: data are missing or wrong.
+        """
+        left = {job.run: self.missing(job) for job in jobs}
+        tested = [task for job in jobs for task in job.tasks if task in left[job.run]]
+        for task in dict.fromkeys(tested):
+            load_records(TASKS[task], self.data_root, self.scale.limit, self.scale.seed)
+        trained = [job.run.trained_on for job in jobs if "train" in left[job.run] and job.run.trained_on]
+        for task in dict.fromkeys(trained):
+            self._train_file(task)
 
     def config(self, run: Run, train_file: Path) -> TrainConfig:
         """The run's training settings. Errors as for `Recipe.config`."""

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from imsm.errors import InputError
+from imsm.settings.mapping import EXPONENT, parse_yaml, read_mapping
 from imsm.settings.schema import TrainConfig, nearest, type_in_words, wrong_value
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 REQUIRED = ("model", "output_dir", "data.train")
-#: Tag, pattern and first characters of the numbers that YAML 1.1 takes for texts.
-EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -24,7 +23,7 @@ def to_yaml(config: TrainConfig) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Quotes texts like '1e3', which `_loader` would read as numbers."""
+        """Quotes texts like '1e3', which `parse_yaml` would read as numbers."""
 
     Dumper.add_implicit_resolver(*EXPONENT)
     return yaml.dump(asdict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
@@ -48,7 +47,7 @@ def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = N
     Raises:
         InputError: the file cannot be read, a key is unknown or missing, a value has the wrong type or is out of range.
     """
-    values = _flatten(_read_mapping(Path(path))) if path is not None else {}
+    values = _flatten(read_mapping(Path(path), "settings", "settings as 'key: value'")) if path is not None else {}
     texts = dict(overrides or {})
     known = setting_types()
     for key in texts:
@@ -119,37 +118,6 @@ def setting_types() -> dict[str, Any]:
     return types
 
 
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
-    except FileNotFoundError as error:
-        raise InputError(f"there is no settings file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the settings file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} must hold settings as 'key: value', got "
-            f"{'nothing' if content is None else 'a ' + type(content).__name__}"
-        )
-    return content
-
-
-def _loader() -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """PyYAML's, but `1e-3` is a number, as in YAML 1.2."""
-
-    Loader.add_implicit_resolver(*EXPONENT)
-    return Loader
-
-
 def _flatten(content: dict[Any, Any]) -> dict[str, Any]:
     """Dotted keys from the file's nested mapping; unknown ones raise."""
     flat = {str(key): value for key, value in content.items() if key not in groups()}
@@ -177,7 +145,7 @@ def _adapter(base: Any, texts: dict[str, str]) -> dict[str, Any] | None:
     for key, text in texts.items():
         if key.split(".")[0] == "adapter":
             try:
-                given[key.removeprefix("adapter").removeprefix(".")] = yaml.load(text, Loader=_loader())
+                given[key.removeprefix("adapter").removeprefix(".")] = parse_yaml(text)
             except yaml.YAMLError as error:
                 raise InputError(f"{key} must be a YAML value, got {text!r}; quote it") from error
     adapter = given.pop("", base)

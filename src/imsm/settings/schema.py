@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -91,7 +91,8 @@ class TrainConfig:
         data: What the run reads.
         revision: Branch, tag or commit of the base model on the Hub.
         trust_remote_code: Run code that the base model's repository brings.
-        dtype: Number format that the base model is loaded in; auto is that of its files.
+        dtype: Number format that the base model is loaded in; auto is that of its files, or float32 where base weights
+            change (method full, and CorDA).
         method: imsm trains a siamese model; the others are baselines: peft trains the adapter alone, loramoe routed LoRA
             experts, full all weights of the model, without an adapter.
         adapter: peft's settings by peft's own names, and peft_type; as a whole in YAML, or key by key as --adapter.KEY.
@@ -105,7 +106,7 @@ class TrainConfig:
         batch_size: Records a device and forward pass.
         eval_batch_size: The same in evaluation.
         gradient_accumulation: Forward passes an optimizer step.
-        learning_rate: Highest learning rate of the adapter.
+        learning_rate: Highest learning rate of the adapter, or of whatever the method trains in its place.
         gate_learning_rate: Highest learning rate of the gate.
         optimizer: adamw, or adafactor, which needs less memory.
         weight_decay: Decoupled weight decay.
@@ -214,6 +215,15 @@ class TrainConfig:
         """Whether the adapter starts as CorDA, which moves a part of the base weights into it."""
         return self.method == "peft" and str(self.adapter.get("init_lora_weights")).lower() == "corda"
 
+    def _unused_retain(self) -> str | None:
+        """The first setting of `retain` that was changed for nothing: any without a kind, and prompts that are not read."""
+        kind, given = self.retain.kind, [f for f in fields(RetainConfig) if f.name != "kind"]
+        changed = [f.name for f in given if getattr(self.retain, f.name) != f.default]
+        texts = ("samples", "prompts", "sample_tokens") if self.corda else ()
+        if kind == "none":
+            return next((name for name in changed if name not in texts), None)
+        return "prompts" if kind == "kl_prompts" and "prompts" in changed else None
+
     def _refuse_combinations(self) -> None:
         """Raises `InputError` for settings that are right one by one and cannot go together."""
         experts = str(self.adapter["peft_type"]).upper() == "LORAMOE"
@@ -223,6 +233,12 @@ class TrainConfig:
                 f"peft_type: {self.adapter['peft_type']}; set both or neither"
             )
         kind = self.retain.kind
+        unused = self._unused_retain()
+        if unused:
+            raise InputError(
+                f"retain.{unused} is set, but retain.kind: {kind} has no use for it; give the kind that you mean, or leave it "
+                "out"
+            )
         if kind in ("kl_prompts", "kl_samples") and self.method in ("full", "loramoe"):
             raise InputError(
                 f"retain.kind: {kind} compares with the base model, which method: {self.method} does not keep at hand; use "

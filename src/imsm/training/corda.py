@@ -74,6 +74,25 @@ class CordaAdapter:
             )
 
 
+def knowledge_preserving(settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `adapter` settings; those of CorDA with its knowledge-preserving mode, which peft does not assume.
+
+    Raises:
+        InputError: they ask for another mode.
+    """
+    settings = dict(settings)
+    own = settings.get("corda_config") or {}
+    if str(settings.get("init_lora_weights")).lower() == "corda" and isinstance(own, dict):
+        settings["init_lora_weights"] = "corda"
+        settings["corda_config"] = {"corda_method": "kpm", **own}
+        if (method := settings["corda_config"]["corda_method"]) != "kpm":
+            raise InputError(
+                "adapter.corda_config.corda_method must be kpm, which keeps what the base model's own texts need (the other "
+                f"mode reads texts of the task instead), got {method!r}"
+            )
+    return settings
+
+
 def linear_layers(base: Any) -> list[str]:
     """Names of the linear layers but the output head, as peft matches them."""
     head = base.get_output_embeddings()

@@ -10,17 +10,38 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from imsm.data import IGNORED, AnswerCollator, Example
 from imsm.model import SiameseForCausalLM
 from imsm.samples import Sample
 
+#: Logits whose divergence is computed at a time.
+VALUES = 1 << 24
 
-def kl_divergence(base: Tensor, tuned: Tensor) -> Tensor:
-    """Mean of KL(base ‖ tuned) over N positions, () float32, from logits (N, V); 0 if N is 0."""
-    expected, found = base.float().log_softmax(dim=-1), tuned.float().log_softmax(dim=-1)
-    total = nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
-    return total / max(len(tuned), 1)
+
+def kl_divergence(base: Tensor, tuned: Tensor, where: Tensor) -> Tensor:
+    """Mean of KL(base ‖ tuned) over the positions of `where`, () float32; 0 if there are none.
+
+    Of the float32 copies and softmaxes that it takes there are never more than some rows' in memory, in the backward pass
+    neither: with a vocabulary of 262,144 tokens each of them would be a megabyte a position.
+
+    Args:
+        base: logits (B, T, V), without gradients.
+        tuned: logits (B, T, V).
+        where: (B, T) bool.
+    """
+    rows = max(VALUES // base.shape[-1], 1)
+    total = torch.zeros((), device=tuned.device)
+    parts = (x.to(tuned.device).flatten(0, 1).split(rows) for x in (base, tuned, where))
+    for expected, found, kept in zip(*parts, strict=True):
+        total = total + checkpoint(_summed, expected, found, kept, use_reentrant=False, preserve_rng_state=False)
+    return total / where.sum().clamp(min=1).to(total.device)
+
+
+def _summed(base: Tensor, tuned: Tensor, kept: Tensor) -> Tensor:
+    expected, found = (x[kept].float().log_softmax(dim=-1) for x in (base, tuned))
+    return nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
 
 
 class Divergence(Protocol):
@@ -32,6 +53,10 @@ class Divergence(Protocol):
 
     weight: float
     output_logits: bool
+
+    def share(self, inputs: dict[str, Any]) -> int | Tensor:
+        """What a training batch's divergence counts in the mean over those of an optimizer step."""
+        ...
 
     def __call__(self, model: SiameseForCausalLM, inputs: dict[str, Any], outputs: Any, place: int) -> Tensor:
         """The divergence, (), from the training batch, what the model made of it, and the forward pass's number."""
@@ -52,12 +77,14 @@ class PromptDivergence:
     def __init__(self, weight: float) -> None:
         self.weight = weight
 
+    def share(self, inputs: dict[str, Any]) -> Tensor:
+        # By positions, so that a step is the same in however many passes it is made.
+        return prompt_positions(inputs["labels"], inputs["attention_mask"]).sum()
+
     def __call__(self, model: SiameseForCausalLM, inputs: dict[str, Any], outputs: Any, place: int) -> Tensor:
         where = prompt_positions(inputs["labels"], inputs["attention_mask"])
-        if not bool(where.any()):
-            return outputs.logits.new_zeros((), dtype=torch.float32)
         base = base_logits(model, {name: inputs[name] for name in ("input_ids", "attention_mask")})
-        return kl_divergence(base[where], outputs.logits[where])
+        return kl_divergence(base, outputs.logits, where)
 
 
 class SampleDivergence:
@@ -94,6 +121,9 @@ class SampleDivergence:
         self.force_gate = force_gate
         self._order = lru_cache(maxsize=2)(self._draw)
 
+    def share(self, inputs: dict[str, Any]) -> int:
+        return 1
+
     def batch(self, place: int) -> list[Example]:
         """The texts of the forward pass of that number."""
         size = len(self.examples)
@@ -114,7 +144,7 @@ class SampleDivergence:
         tuned = model(
             **batch, prompt_mask=attended & (labels == IGNORED), use_cache=False, force_gate=self.force_gate
         ).logits
-        return kl_divergence(base_logits(model, batch)[where], tuned[where])
+        return kl_divergence(base_logits(model, batch), tuned, where)
 
 
 def prompt_positions(labels: Tensor, attention_mask: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from imsm.memory_bank import RecallingCollator
 from imsm.model import SiameseForCausalLM
 from imsm.samples import Sample
 from imsm.settings import TrainConfig, nearest
-from imsm.training.corda import CordaAdapter
+from imsm.training.corda import CordaAdapter, knowledge_preserving
 from imsm.training.plain import AnswerLM, PlainTrainer
 from imsm.training.progress import LogFile, ProgressBar
 from imsm.training.retained import OwnCollator, divergence
@@ -37,7 +37,7 @@ def adapter_config(settings: dict[str, Any], total_steps: int) -> PeftConfig | L
     Raises:
         InputError: an unknown method or argument, or values that peft refuses.
     """
-    settings = dict(settings)
+    settings = knowledge_preserving(settings)
     kind = str(settings.pop("peft_type", "LORA")).upper()
     if kind == "LORAMOE":
         return LoRAMoEConfig.from_settings(settings)
@@ -51,6 +51,10 @@ def adapter_config(settings: dict[str, Any], total_steps: int) -> PeftConfig | L
     settings.setdefault("task_type", "CAUSAL_LM")
     if "total_step" in names:
         settings.setdefault("total_step", total_steps)
+        total, first = settings["total_step"], settings.get("tinit", 0)
+        if type(total) is type(first) is int and first + 1 < total:
+            # Ranks that still change at the last step would be others in the checkpoint than in the model.
+            settings.setdefault("tfinal", 1)
     try:
         return known[kind](**settings)
     except (TypeError, ValueError) as error:
@@ -85,14 +89,15 @@ def build_model(
         InputError: the method cannot work on this base.
     """
     if config.method == "full":
-        return _checkpointing(config, base, _full(base))
+        return _checkpointing(config, base, _full(config, base))
     if config.method == "loramoe":
         assert isinstance(adapter, LoRAMoEConfig)
         return _checkpointing(config, base, _experts(config, base, adapter))
     assert isinstance(adapter, PeftConfig)
     if config.corda:
         assert isinstance(adapter, LoraConfig)
-        corda = CordaAdapter(base, adapter, samples)
+        _learn_in_float32(config, base, "CorDA changes base weights")
+        corda = CordaAdapter(base, adapter, samples[: config.retain.samples])
         return _checkpointing(config, base, AnswerLM(corda.model, base, corda.save))
     model = SiameseForCausalLM.from_base(
         base,
@@ -113,14 +118,25 @@ def _checkpointing(config: TrainConfig, base: PreTrainedModel, model: AnswerLM) 
     return model
 
 
-def _full(base: PreTrainedModel) -> AnswerLM:
+def _learn_in_float32(config: TrainConfig, base: PreTrainedModel, why: str) -> None:
+    """Base weights that change, in float32 unless `dtype` says otherwise: half precision rounds small steps away.
+
+    Raises:
+        InputError: a weight is quantised.
+    """
     for name, parameter in base.named_parameters():
         if not parameter.is_floating_point():
             raise InputError(
-                f"method: full trains all weights, and {name} is quantised ({parameter.dtype}); load another base model, or "
-                "train an adapter with method: peft"
+                f"{why}, and {name} is quantised ({parameter.dtype}); load another base model, or train another adapter with "
+                "method: peft"
             )
-        parameter.requires_grad_(True)
+    if config.dtype == "auto" and base.dtype != torch.float32:
+        base.float()
+
+
+def _full(config: TrainConfig, base: PreTrainedModel) -> AnswerLM:
+    _learn_in_float32(config, base, "method: full trains all weights")
+    base.requires_grad_(True)
 
     def save(folder: Path) -> None:
         with staged(folder) as stage:
@@ -139,7 +155,7 @@ def _experts(config: TrainConfig, base: PreTrainedModel, adapter: LoRAMoEConfig)
     def penalty(attention_mask: Tensor, own: Tensor) -> Tensor:
         return adapter.balance * loramoe.balancing_constraint(base, attention_mask, own, adapter.delta)
 
-    return AnswerLM(base, base, save, penalty)
+    return AnswerLM(base, base, save, penalty, lambda: loramoe.recorded(base))
 
 
 def make_trainer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,26 @@ class AnswerLM(nn.Module):
         base: the transformers model.
         save: writes the checkpoint that users load into a folder.
         penalty: a further term of the loss, in training.
+        watched: a context for the forward passes that it is taken from.
     """
 
     # The loss below divides by `num_items_in_batch`, so Trainer's accumulation is exact.
     accepts_loss_kwargs = True
 
     def __init__(
-        self, lm: Any, base: PreTrainedModel, save: Callable[[Path], None], penalty: Penalty | None = None
+        self,
+        lm: Any,
+        base: PreTrainedModel,
+        save: Callable[[Path], None],
+        penalty: Penalty | None = None,
+        watched: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__()
         self.lm = lm
         self.tap = HeadTap(output_head(base))
         self.save = save
         self.penalty = penalty
+        self.watched = watched
 
     def forward(
         self,
@@ -59,10 +67,13 @@ class AnswerLM(nn.Module):
         # Position t is scored on token t + 1.
         targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         supervised = targets != IGNORED
-        with self.tap.replacing(lambda memory: memory[supervised][None]):
+        with self.tap.replacing(lambda memory: memory[supervised][None]), self._watch():
             logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
         self.tap.memory = None
         return {"loss": answer_loss(logits[0], targets[supervised], num_items_in_batch)}
+
+    def _watch(self) -> AbstractContextManager[None]:
+        return self.watched() if self.training else nullcontext()
 
 
 class PlainTrainer(RunTrainer):

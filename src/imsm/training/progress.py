@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from imsm.memory_bank import MemoryBank
     from imsm.training.trainer import RunTrainer
 
 #: Seconds between lines where the output is no terminal.
@@ -82,14 +81,15 @@ class ProgressBar(TrainerCallback):
 
 
 class BuildBar:
-    """Shows how far the building of a memory bank is; called with the tokens read so far and those to read.
+    """Shows how far something that a run needs is built; called with what is done so far and what there is to do.
 
     Args:
-        bank: what is built.
+        label: what is built.
+        unit: what is counted, in the plural.
     """
 
-    def __init__(self, bank: MemoryBank) -> None:
-        self.label = f"memory bank: {len(bank)} examples, {bank.bytes / 1e6:.3g} MB"
+    def __init__(self, label: str, unit: str) -> None:
+        self.label, self.unit = label, unit
         self.console = Console(stderr=True)
         self.started = self.printed = time.monotonic()
 
@@ -102,7 +102,7 @@ class BuildBar:
         speed = done / max(now - self.started, 1e-9)
         left = (total - done) / max(speed, 1e-9)
         self.console.print(
-            f"{self.label}: {done}/{total} tokens · {speed:.0f} tokens/s · {left:.0f} s left",
+            f"{self.label}: {done}/{total} {self.unit} · {speed:.3g} {self.unit}/s · {left:.0f} s left",
             soft_wrap=True,
             highlight=False,
             end="\r" if terminal and done < total else "\n",

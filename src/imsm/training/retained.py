@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.data import AnswerCollator, Example, ExampleSet
 from imsm.errors import InputError
-from imsm.samples import Sample, read_prompts, sample_texts
+from imsm.samples import Report, Sample, read_prompts, sample_texts
 from imsm.settings import TrainConfig
 from imsm.training.divergence import Divergence, PromptDivergence, SampleDivergence, sampled_example
 
@@ -38,9 +40,15 @@ def replay_count(share: float, records: int) -> int:
 
 
 def base_texts(
-    config: TrainConfig, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int
+    config: TrainConfig,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    report: Report | None = None,
 ) -> list[Sample]:
     """The base model's own texts: its answers to the prompts of `retain.prompts`, or to prompts that it samples.
+
+    `report` is called with the texts there are and those wanted, while some are made.
 
     Raises:
         InputError: the prompts cannot be read or are too long, or the model gives nothing that can be used.
@@ -49,11 +57,18 @@ def base_texts(
     prompts = None
     if settings.prompts is not None:
         room = config.data.max_length - settings.sample_tokens
-        prompts = [ids for ids in read_prompts(settings.prompts, tokenizer) if len(ids) <= room]
+        found = read_prompts(settings.prompts, tokenizer)
+        prompts = [ids for ids in found if len(ids) <= room]
         if not prompts:
             raise InputError(
                 f"no prompt of retain.prompts {settings.prompts} leaves room for an answer of retain.sample_tokens "
                 f"{settings.sample_tokens} in data.max_length {config.data.max_length}; raise data.max_length"
+            )
+        if len(prompts) < len(found) and PartialState().is_main_process:
+            print(
+                f"retain: {len(found) - len(prompts)} of {len(found)} prompts are left out, as they leave no room for an answer "
+                f"in data.max_length {config.data.max_length}",
+                file=sys.stderr,
             )
     return sample_texts(
         base,
@@ -63,6 +78,7 @@ def base_texts(
         prompt_tokens=settings.sample_tokens,
         answer_tokens=settings.sample_tokens,
         prompts=prompts,
+        report=report,
     )
 
 

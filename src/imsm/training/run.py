@@ -112,7 +112,8 @@ def train(config: TrainConfig) -> TrainResult:
     processes.wait_for_everyone()
     trainer = make_trainer(config, model, collator, train_set, eval_set, samples)
     if bank is not None:
-        bank.build(BuildBar(bank) if config.progress and processes.is_main_process else None)
+        label = f"memory bank: {len(bank)} examples, {bank.bytes / 1e6:.3g} MB"
+        bank.build(BuildBar(label, "tokens") if config.progress and processes.is_main_process else None)
         trainer.train_dataset = bank
     last = trainer.last_checkpoint() if config.resume else None
     began = time.monotonic()
@@ -153,7 +154,8 @@ def own_texts(
         return []
     base.to(processes.device)
     with processes.local_main_process_first():
-        found = base_texts(config, base, tokenizer, count)
+        bar = BuildBar("retain", "texts") if config.progress and processes.is_main_process else None
+        found = base_texts(config, base, tokenizer, count, bar)
     if processes.is_main_process:
         few = "" if len(found) == count else f", of {count} wanted: there are no more that differ"
         print(f"retain: {len(found)} texts of the base model{few}", file=sys.stderr)

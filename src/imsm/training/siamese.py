@@ -88,7 +88,9 @@ class SiameseTrainer(RunTrainer):
             self.rank_schedule = RankSchedule(model.peft_model)
             self.add_callback(self.rank_schedule)
         self._step = self._passes = 0
-        self._divergences: list[Tensor] = []
+        self._shares: Tensor | float = 1.0
+        #: By optimizer step, since the last entry in the logs.
+        self._divergences: dict[int, Tensor] = {}
 
     def finish(self) -> None:
         self.gate_meter.remove()
@@ -127,9 +129,22 @@ class SiameseTrainer(RunTrainer):
         if self.divergence is not None:
             with self.gate_meter.paused():
                 found = self.divergence(self.siamese, inputs, outputs, self._place())
-            self._divergences.append(found.detach())
-            loss = loss + self.divergence.weight * found / self.current_gradient_accumulation_steps
+            # Processes' gradients are averaged.
+            found = found * (self.divergence.share(inputs) * self.args.world_size / self._shares)
+            step = self.state.global_step
+            self._divergences[step] = self._divergences.get(step, 0) + found.detach()
+            loss = loss + self.divergence.weight * found
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """As `Trainer`: the batches of an optimizer step; what all of them count in the mean divergence is summed up."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.divergence is not None:
+            own = torch.as_tensor(sum(self.divergence.share(batch) for batch in batches), device=device)
+            self._shares = self.accelerator.gather(own.float()).sum().clamp(min=1)
+        return batches, items
 
     def _place(self) -> int:
         """The number of this forward pass in the whole run, over all processes; the same again after a resume."""
@@ -148,8 +163,9 @@ class SiameseTrainer(RunTrainer):
         if (mean := self.gate_meter.read()) is not None:
             logs["eval_gate" if "eval_loss" in logs else "gate"] = mean
         if "loss" in logs and self._divergences:
-            logs["kl"] = float(torch.stack(self._divergences).mean())
-            self._divergences = []
+            own = torch.stack(list(self._divergences.values())).mean()
+            logs["kl"] = float(self.accelerator.gather(own).mean())
+            self._divergences = {}
         super().log(logs, start_time)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
