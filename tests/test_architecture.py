@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import imsm
@@ -75,6 +77,20 @@ def test_every_module_has_a_layer() -> None:
 def test_no_module_is_too_long() -> None:
     long = {path.name: n for path in SOURCE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 500}
     assert not long
+
+
+def test_nothing_but_its_dependencies_is_needed() -> None:
+    extras = ("attr", "gguf", "liger_kernel", "lm_eval", "matplotlib", "sentencepiece", "sklearn", "trl")
+    modules = [
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        for path in SOURCE.rglob("*.py")
+        if path.name not in ("__init__.py", "harness.py")
+    ]
+    program = (
+        f"import importlib, sys\nsys.modules.update(dict.fromkeys({extras!r}))\n"
+        f"for name in {modules!r}: importlib.import_module(name)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_exports() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora.corda import preprocess_corda
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -35,10 +34,15 @@ class CordaAdapter:
         samples: the texts whose directions are kept, read one by one.
 
     Raises:
-        InputError: peft refuses model or settings.
+        InputError: peft refuses model or settings, or a package that it needs for them is missing.
     """
 
     def __init__(self, base: PreTrainedModel, config: LoraConfig, samples: Sequence[Sample]) -> None:
+        try:
+            # It imports a package that peft itself does not require.
+            from peft.tuners.lora.corda import preprocess_corda
+        except ImportError as error:
+            raise InputError("peft needs the package attrs for CorDA: pip install attrs") from error
         if config.target_modules == "all-linear":
             # peft would resolve it only after the texts were read.
             config.target_modules = linear_layers(base)
