@@ -76,11 +76,20 @@ def text(records: list[dict[str, Any]]) -> str:
 
 
 def command(verb: str, records: list[dict[str, Any]]) -> str:
-    """What measures it."""
-    if verb != "train" or not records:
-        return f"scripts/benchmark {verb}"
-    epochs = sorted({cell["setting"]["epochs"] for record in records for cell in record["cells"].values()})
-    return f"scripts/benchmark train --epochs {' '.join(map(str, epochs))}"
+    """What measures it, with the settings of the records."""
+    settings = [record["settings"] for record in records]
+    cells = [cell["setting"] for record in records for cell in record["cells"].values()]
+    sources = [("records", "--records", settings), ("new_tokens", "--new-tokens", settings)]
+    if verb not in ("scaling", "limit"):  # whose cells are not a product of these
+        shapes = (("epochs", "--epochs"), ("batch", "--batches"), ("prompt", "--lengths"), ("dtype", "--dtypes"))
+        sources += [(key, flag, cells) for key, flag in shapes]
+    words = [f"scripts/benchmark {verb}"]
+    for key, flag, found in sources:
+        values = list(dict.fromkeys(str(setting[key]) for setting in found if key in setting))
+        words += [f"{flag} {' '.join(values)}"] if values else []
+    if any(setting.get("data") == "cola" for setting in settings):
+        words.append("--data-root DATA")
+    return " ".join(words)
 
 
 def counted(record: dict[str, Any]) -> str:

@@ -312,6 +312,18 @@ def test_medians_and_verdicts() -> None:
     assert [(v.target.bound, v.met) for v in ten if v.target.metric == "seconds"] == [(1.08, False)]
 
 
+def test_the_page_names_the_command() -> None:
+    record = by_hand("train", {"epochs": 3}, training(90, 100))
+    record["settings"] |= {"records": 48, "data": "cola"}
+    del record["settings"]["new_tokens"]
+    assert report.command("train", [record]) == "scripts/benchmark train --records 48 --epochs 3 --data-root DATA"
+    cells = [by_hand("decode", {"batch": b, "prompt": 64, "dtype": "float32"}, {}) for b in (1, 8)]
+    named = report.command("decode", cells)
+    assert named == "scripts/benchmark decode --new-tokens 8 --batches 1 8 --lengths 64 --dtypes float32"
+    assert report.command("limit", cells) == "scripts/benchmark limit --new-tokens 8"
+    assert report.command("memory", []) == "scripts/benchmark memory"
+
+
 def test_a_cell_may_lack_a_system(tmp_path: Path) -> None:
     record = by_hand("train", {"epochs": 3}, {**training(90, 100), "live": training(110, 100)["bank"]})
     ten = by_hand("train", {"epochs": 10}, training(80, 100))["cells"]["the cell"]
