@@ -11,6 +11,7 @@ from benchmarks.run import read
 from benchmarks.table import TITLES, tables, unmet
 from benchmarks.targets import verdicts
 from imsm.errors import InputError
+from imsm.folders import write_text
 
 #: In the page's order: what each benchmark asks.
 VERBS = {
@@ -37,9 +38,7 @@ def write(results: Path, docs: Path) -> Path:
         if chosen := [record for record in records if record["benchmark"] == verb]:
             picture(chosen, docs / f"benchmark-{verb}.png")
     page = docs / "benchmarks.md"
-    beside = page.with_name(page.name + ".new")
-    beside.write_text(text(records), encoding="utf-8")
-    beside.replace(page)
+    write_text(page, text(records))
     return page
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from benchmarks import machine
 from benchmarks.models import model_folder, title
 from imsm.errors import InputError
+from imsm.folders import write_text
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,7 @@ class Record:
 
     def save(self) -> None:
         """Writes beside and renames."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".new")
-        beside.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        beside.replace(self.path)
+        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import InputError
+from imsm.folders import write_text
 
 
 @dataclass
@@ -44,10 +45,7 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Writes beside and renames."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".new")
-        beside.write_text(json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_text(path, json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def read(path: Path) -> Record:

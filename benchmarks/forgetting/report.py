@@ -12,6 +12,7 @@ from benchmarks.forgetting.claims import Claim, claims
 from benchmarks.forgetting.picture import draw
 from benchmarks.forgetting.records import Record, read_all
 from benchmarks.machine import sentence
+from imsm.folders import write_text
 
 INTRODUCTION = """# What is forgotten
 
@@ -75,9 +76,7 @@ def write(results: Path, docs: Path) -> Path:
     docs.mkdir(parents=True, exist_ok=True)
     draw(by_model, docs / "forgetting.png")
     page = docs / "forgetting.md"
-    beside = page.with_name(page.name + ".new")
-    beside.write_text(text(by_model), encoding="utf-8")
-    beside.replace(page)
+    write_text(page, text(by_model))
     return page
 
 

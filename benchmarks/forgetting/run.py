@@ -21,6 +21,7 @@ from imsm.errors import InputError
 from imsm.evaluation.balance import balance
 from imsm.evaluation.comparison import compare
 from imsm.evaluation.results import read_result
+from imsm.folders import write_text
 from imsm.settings import read_yaml
 from imsm.training.run import SETTINGS
 
@@ -99,14 +100,11 @@ class Runner:
             raise InputError(f"{source} has {len(lines)} records, the plan wants {wanted}")
         chosen = random.Random(0).sample(lines, wanted)
         folder = self.work / "data"
-        folder.mkdir(parents=True, exist_ok=True)
         for name, part in (
             ("validation", chosen[: self.plan.validation_records]),
             ("train", chosen[self.plan.validation_records :]),
         ):
-            beside = folder / f"{name}.new"
-            beside.write_text("\n".join(part) + "\n", encoding="utf-8")
-            beside.replace(folder / f"{name}.jsonl")
+            write_text(folder / f"{name}.jsonl", "\n".join(part) + "\n")
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
@@ -142,7 +140,7 @@ class Runner:
                 seed=seed,
                 learning_rate=rate,
             )
-            done.write_text(json.dumps(found), encoding="utf-8")
+            write_text(done, json.dumps(found))
         return folder
 
     def validated(self, method: Method, rate: float) -> float:

@@ -74,14 +74,19 @@ def fingerprint(base: Any, examples: Iterable[Tokens], settings: dict[str, Any])
                 f"the base weight {name} is offloaded, so a memory bank cannot be told from a stale one; load the model "
                 "without offloading, or set memory_bank: off"
             )
-        flat = tensor.detach().contiguous().reshape(-1)
-        step = CHUNK // flat.element_size()
-        for start in range(0, flat.numel(), step):
-            digest.update(flat[start : start + step].cpu().view(torch.uint8).numpy().data)
+        add_values(digest, tensor)
     for example in examples:
         digest.update(_numbers(example.input_ids))
         digest.update(_numbers(example.labels))
     return digest.hexdigest()
+
+
+def add_values(digest: xxhash.xxh3_128, tensor: Tensor) -> None:
+    """Adds a tensor's values to a hash, without a second copy of it in memory."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    step = CHUNK // flat.element_size()
+    for start in range(0, flat.numel(), step):
+        digest.update(flat[start : start + step].cpu().view(torch.uint8).numpy().data)
 
 
 def _numbers(values: Sequence[int]) -> bytes:

@@ -26,6 +26,17 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imsm" / name
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file beside its place and renames it, so that it is there whole or as it was; makes its folder.
+
+    Several processes may write the same file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` whose files are moved into it at the end; nothing is moved on an error.

@@ -48,6 +48,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return ids
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands where a sequence has none: the padding token, or else that of the end."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
 def answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -72,7 +77,7 @@ def answers(
     """
     tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = padding_id(tokenizer)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         settings = {"do_sample": False, "pad_token_id": pad, **generate_kwargs}
@@ -113,7 +118,7 @@ def stream(
     """Pieces of one answer's text as they are decoded. Arguments and errors as for `answers`."""
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = padding_id(tokenizer)
     settings = {"do_sample": False, "pad_token_id": pad, **generate_kwargs}
     failure: list[BaseException] = []
 

@@ -26,7 +26,7 @@ from imsm.evaluation.results import Result, read_result
 from imsm.evaluation.tables import show
 from imsm.evaluation.task import Task
 from imsm.evaluation.tasks import TASK_GROUPS, read_task
-from imsm.folders import fetch
+from imsm.folders import fetch, write_text
 
 #: Kinds of checkpoints that are a base and something on it.
 ADAPTED = ("siamese", "peft", "loramoe")
@@ -188,7 +188,5 @@ def opened(spec: str, before: Result | None, args: argparse.Namespace) -> Candid
 
 
 def write_json(made: Audit, path: Path) -> None:
-    """Writes all figures; beside, then renamed."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(made.facts(), indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    """Writes all figures."""
+    write_text(path, json.dumps(made.facts(), indent=1) + "\n")

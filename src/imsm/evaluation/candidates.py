@@ -18,22 +18,21 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from imsm.building import ADAPTER, ADAPTER_CONFIG, base_shape, fetch_adapter, load_adapter, read_adapter_config
-from imsm.checkpoint import CONFIG, GATE
+from imsm.checkpoint import CONFIG, GATE, LORAMOE
 from imsm.config import SiameseConfig
 from imsm.errors import InputError, first_line
 from imsm.evaluation.loading import Loading, load_siamese
 from imsm.evaluation.passes import Pass
 from imsm.evaluation.strength import sample_logits, set_strength, switched_off
-from imsm.fingerprint import CHUNK
+from imsm.fingerprint import add_values
 from imsm.folders import fetch
 from imsm.model import SiameseForCausalLM
 
-LORAMOE_CONFIG = "loramoe_config.json"
 #: What tells the kind of a checkpoint, and its tokenizer.
 FACTS = (
     CONFIG,
     ADAPTER_CONFIG,
-    LORAMOE_CONFIG,
+    LORAMOE,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -88,10 +87,7 @@ class Candidate:
         digest = xxhash.xxh3_128()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().contiguous().reshape(-1)
-            step = CHUNK // flat.element_size()
-            for start in range(0, flat.numel(), step):
-                digest.update(flat[start : start + step].cpu().view(torch.uint8).numpy().data)
+            add_values(digest, tensor)
         return digest.hexdigest()
 
 
@@ -175,13 +171,13 @@ def kind_of(folder: Path) -> str:
             raise InputError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from error
     if config.get("model_type") == SiameseConfig.model_type or (folder / GATE).is_file():
         return "siamese"
-    if (folder / LORAMOE_CONFIG).is_file():
+    if (folder / LORAMOE).is_file():
         return "loramoe"
     if (folder / ADAPTER_CONFIG).is_file():
         return "peft"
     if config:
         return "plain"
-    raise InputError(f"{folder} holds no checkpoint: none of {CONFIG}, {ADAPTER_CONFIG} and {LORAMOE_CONFIG} is in it")
+    raise InputError(f"{folder} holds no checkpoint: none of {CONFIG}, {ADAPTER_CONFIG} and {LORAMOE} is in it")
 
 
 def _siamese(spec: str, name: str, folder: Path, base: str | None, loading: Loading) -> Candidate:
@@ -221,7 +217,7 @@ def _loramoe(spec: str, name: str, folder: Path, base: str | None, loading: Load
 
     model, base_name = loramoe.load(name, base=base, **loading.kwargs)
     assert base_name is not None, "a base that was loaded here has a name"
-    facts = json.loads((folder / LORAMOE_CONFIG).read_text(encoding="utf-8"))
+    facts = json.loads((folder / LORAMOE).read_text(encoding="utf-8"))
     revision = facts.get("base_revision") if base is None else None
     tokenizer = loading.tokenizer(folder, base_name)
     described = {"name": base_name, **base_shape(model)}

@@ -14,6 +14,7 @@ from imsm.evaluation import figures
 from imsm.evaluation.audit import Audit
 from imsm.evaluation.pictures import COLOURS, against, bars
 from imsm.evaluation.verdict import sentence, verdict
+from imsm.folders import write_text
 
 #: Records shown a task; of the others the page gives the number.
 SHOWN = 20
@@ -56,8 +57,5 @@ def render(audit: Audit) -> str:
 
 
 def write_page(audit: Audit, path: str | os.PathLike[str]) -> None:
-    """Writes the page; beside, then renamed."""
-    target = Path(path)
-    beside = target.with_name(target.name + ".new")
-    beside.write_text(render(audit), encoding="utf-8")
-    beside.replace(target)
+    """Writes the page."""
+    write_text(Path(path), render(audit))

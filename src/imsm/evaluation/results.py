@@ -10,6 +10,7 @@ from typing import Any
 
 from imsm.errors import InputError
 from imsm.evaluation.task import Kind
+from imsm.folders import write_text
 
 FORMAT = 1
 
@@ -87,11 +88,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes beside and renames."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(target.name + ".new")
-        beside.write_text(json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        beside.replace(target)
+        write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from imsm.evaluation.results import TaskResult, read_result
 from imsm.evaluation.running import evaluate
 from imsm.evaluation.sources import load_records
 from imsm.evaluation.tasks import TASKS
+from imsm.folders import write_text
 from imsm.reproduce.peak import peak_memory
 from imsm.reproduce.plans import ORIGINAL, Job, Run
 from imsm.reproduce.recipes import Recipe
@@ -208,7 +208,7 @@ class Study:
                 json.dumps({"input": record.prompt, "output": record.references[0]}, ensure_ascii=False)
                 for record in records
             ]
-            _write_text(file, "\n".join(lines) + "\n")
+            write_text(file, "\n".join(lines) + "\n")
         return file
 
     def _evaluate(self, job: Job, tasks: list[str], timed: bool) -> None:
@@ -249,12 +249,4 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes beside and renames; several processes may write the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

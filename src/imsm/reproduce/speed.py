@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import torch
-
 from imsm.evaluation.candidates import Candidate
-from imsm.generation import prompt_ids
+from imsm.generation import continuations, padding_id, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -30,25 +28,15 @@ def measure(candidate: Candidate, prompts: Sequence[str], *, new_tokens: int = 6
     siamese: Any = candidate.model
     models = {"plain": siamese.peft_model, "siamese": siamese}
     found: dict[str, list[float]] = {name: [] for name in models}
-    inputs = [torch.tensor([prompt_ids(candidate.tokenizer, prompt)], device=siamese.device) for prompt in prompts]
-    pad = candidate.tokenizer.pad_token_id
-    if pad is None:
-        pad = candidate.tokenizer.eos_token_id
+    inputs = [prompt_ids(candidate.tokenizer, prompt) for prompt in prompts]
+    pad = padding_id(candidate.tokenizer)
+    settings: dict[str, Any] = {"min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": pad}
     for repetition in range(repetitions + 1):
         for name, model in models.items():
             began = time.perf_counter()
             for ids in inputs:
-                with torch.inference_mode():
-                    model.generate(
-                        input_ids=ids,
-                        attention_mask=torch.ones_like(ids),
-                        max_new_tokens=new_tokens,
-                        min_new_tokens=new_tokens,
-                        do_sample=False,
-                        pad_token_id=pad,
-                    )
-            if ids.is_cuda:
-                torch.cuda.synchronize()
+                # It ends when the tokens are on the CPU, so a GPU has nothing left to do.
+                continuations(model, [ids], pad, max_new_tokens=new_tokens, **settings)
             if repetition:
                 found[name].append(len(inputs) * new_tokens / (time.perf_counter() - began))
     return Speed(median(found["plain"]), median(found["siamese"]))

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imsm.evaluation.tasks import TASKS
+from imsm.folders import write_text
 from imsm.reproduce.comparison import Cell, Comparison
 from imsm.reproduce.paper import TARGET
 from imsm.reproduce.plans import Plan
@@ -65,16 +66,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def write(comparison: Comparison, plan: Plan, folder: Path) -> None:
-    """Writes NAME.md and NAME.json, beside and renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes NAME.md and NAME.json."""
     texts = {
         ".md": markdown(comparison, plan),
         ".json": json.dumps(as_json(comparison), ensure_ascii=False, indent=1) + "\n",
     }
     for suffix, text in texts.items():
-        beside = folder / f"{comparison.name}{suffix}.new"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(folder / f"{comparison.name}{suffix}")
+        write_text(folder / f"{comparison.name}{suffix}", text)
 
 
 def show(comparison: Comparison, plan: Plan, console: Console) -> None:

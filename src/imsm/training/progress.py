@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from imsm.folders import write_text
+
 if TYPE_CHECKING:
     from imsm.training.trainer import RunTrainer
 
@@ -127,9 +129,7 @@ class LogFile(TrainerCallback):
                     break  # the line that the killed run was writing
                 if entry["step"] <= state.global_step:
                     kept.append(line + "\n")
-        beside = self.path.with_name(self.path.name + ".new")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self.path)
+        write_text(self.path, "".join(kept))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

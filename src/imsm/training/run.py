@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from imsm import checkpoint
 from imsm.data import AnswerCollator, ExampleSet, load_examples
 from imsm.errors import InputError, first_line
-from imsm.folders import staged
+from imsm.folders import staged, write_text
 from imsm.model import SiameseForCausalLM
 from imsm.packing import refuse_unpackable
 from imsm.samples import Sample
@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> TrainResult:
     processes.wait_for_everyone()  # none looks at the folder any more
     if processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / SETTINGS, to_yaml(replace(config, resume=False)))
+        write_text(folder / SETTINGS, to_yaml(replace(config, resume=False)))
     processes.wait_for_everyone()
     trainer = make_trainer(config, model, collator, train_set, eval_set, samples)
     if bank is not None:
@@ -241,10 +241,3 @@ def record(config: TrainConfig, train_set: ExampleSet, metrics: dict[str, float]
             "versions": {name: version(name) for name in ("imsm", "torch", "transformers", "peft")},
         },
     }
-
-
-def write(path: Path, text: str) -> None:
-    """Writes beside and renames."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

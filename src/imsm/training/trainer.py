@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from imsm.training.batching import LengthSampler
 TRAINED = "trained.safetensors"
 
 
-class RunTrainer(Trainer):
+class RunTrainer(Trainer, ABC):
     """What the trainers of all methods share.
 
     Against `Trainer`: checkpoints hold what learns, appear in one rename and resume bit for bit; a loss that is no number
@@ -37,9 +38,9 @@ class RunTrainer(Trainer):
         self._stage: Path | None = None
         self._tokens: Tensor | int = 0
 
+    @abstractmethod
     def save_portable(self, folder: Path) -> None:
         """Writes the checkpoint that users load."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Takes off the model what was put on it for training."""
