@@ -315,12 +315,14 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         queries: Queries | None = None
         if how.force is None and self.pools_query and (cache is None or cache.query is None):
             past = cache.past_sums() if cache is not None else None
+            if prompt_length is None and cache is not None:
+                prompt_length = cache.prompt_length
             queries = kept_queries(
                 attended,
                 kept,
                 labels=None if labels is None else labels.to(attended.device),
                 prompt_mask=prompt_mask,
-                prompt_length=cache.prompt_length if cache is not None and prompt_length is None else prompt_length,
+                prompt_length=prompt_length,
                 first=first,
                 seen=cache.seen if cache is not None else 0,
                 past_count=None if past is None else past.count,
