@@ -24,6 +24,7 @@ LAYERS = (
     {"model"},
     {"data", "generation", "loramoe"},
     {"memory_bank", "packing", "samples"},
+    {"dreams"},
     {"training"},
     {"evaluation"},
     {"reproduce"},
