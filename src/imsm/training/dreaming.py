@@ -102,7 +102,7 @@ def learn_from_dreams(
     border = fit_border(
         model,
         prompts,
-        dresses(chosen, tokenizer, config.seed),
+        [dress.prompt_ids for dress in dresses(chosen, tokenizer, config.seed) if dress.kind != "trained"],
         [sample.prompt_ids for sample in dreams.samples] + dreams.anchors,
         false_recall=settings.false_recall,
         bf16=config.bf16,
