@@ -17,6 +17,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from imsm.training.recall import passes, plan_bank
 from test_training import ADALORA, LORA, losses
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedTokenizerBase
 from zoo import METHODS, tiny_base, tiny_siamese
@@ -27,7 +28,6 @@ from imsm.data import IGNORED, AnswerCollator, Example
 from imsm.memory_bank import MemoryBank, RecallingCollator, bank_bytes
 from imsm.settings import to_yaml
 from imsm.training import recall
-from imsm.training.recall import passes, plan_bank
 
 
 def examples(count: int = 20, seed: int = 0) -> list[Example]:

@@ -95,6 +95,18 @@ def export_adapter(name: str | os.PathLike[str], folder: str | os.PathLike[str])
     return target
 
 
+def write_recall(folder: Path, recall: float) -> None:
+    """Makes a value of the recall dial the default of a checkpoint on the disk.
+
+    Raises:
+        InputError: see `read_config`.
+    """
+    _, config = read_config(folder, {})
+    config.recall = recall
+    with staged(folder) as stage:
+        config.save_pretrained(stage)
+
+
 def parts(model: SiameseForCausalLM) -> dict[str, nn.Module]:
     """What a model has beside base and adapter, by the file that it is kept in."""
     return {GATE: model.gate} | ({RELEVANCE: model.relevance} if model.relevance is not None else {})
