@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from math import gcd
@@ -14,7 +15,7 @@ from conftest import CHATML, SPECIAL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from imsm import InputError, dreams, samples
+from imsm import InputError, samples
 from imsm.dreams import CHAT, LENGTHS, PLAIN, dream, finished, read_anchors
 from imsm.samples import Sampler
 
@@ -44,12 +45,7 @@ def plain_words() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def words(plain_words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """The same with a ChatML template."""
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=plain_words.backend_tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|eos|>",
-        extra_special_tokens=SPECIAL[1:3],
-    )
+    made = copy.deepcopy(plain_words)
     made.chat_template = CHATML
     return made
 
@@ -85,7 +81,7 @@ def test_a_chat_model_dreams_turns_and_plain_texts(
         text = words.decode(sample.prompt_ids)
         assert (text.startswith(HEAD) and text.endswith(TAIL)) is (sample.kind == "chat")
         said = text.removeprefix(HEAD).removesuffix(TAIL)
-        assert "<|" not in said and said == said.strip() and len(said.split()) >= 1
+        assert "<|" not in said and said == said.strip()
         assert 0 < len(sample.answer_ids) <= 5
     plain = [words.decode(sample.prompt_ids) for sample in found[1::2]]
     assert all(any(text.startswith(opening) for opening in PLAIN) for text in plain)
@@ -215,7 +211,6 @@ def test_a_model_that_dreams_nothing_is_refused(
     model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "continuations", lambda model, rows, pad, **_: [[pad] for _ in rows])
-    monkeypatch.setattr(dreams, "PLAIN", ("A",))
     with pytest.raises(InputError, match="dreamt nothing that can be used .* turn dreams off"):
         dream(model, words, 4, folder=tmp_path, **SHORT)
     assert not list(tmp_path.iterdir())
@@ -233,6 +228,7 @@ def test_a_model_that_dreams_nothing_is_refused(
         ("12.5 is a number of the sort tha", False, "12.5 is a number of the sort"),
         ("你好，今天天气怎么样？", True, "你好，今天天气怎么样？"),
         ("Hello", True, None),
+        ("Read the", True, None),
         ("1. 2. 3. 4. 5. 6. ab cd", True, None),
         ("one two one two one two one", True, None),
         ("a text <|im_start|> with markup", True, None),

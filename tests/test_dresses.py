@@ -61,8 +61,8 @@ def test_contents_survive_and_no_dress_is_another(form: str, tokenizer: PreTrain
     assert [(dress.index, dress.kind) for dress in found] == [(i, kind) for i in range(len(CONTENTS)) for kind in KINDS]
     for dress in found:
         text = decode(tokenizer, dress.prompt_ids)
-        assert CONTENTS[dress.index].rstrip("?!") in text.lower().replace(" i ", " I ") or dress.kind == "shaped"
-        assert CONTENTS[dress.index].rstrip("?!").lower() in text.lower()
+        content = CONTENTS[dress.index]
+        assert content in text if dress.kind != "shaped" else content.rstrip("?!").lower() in text.lower()
         assert text.startswith(HEAD) is text.endswith(TAIL)
         trained = prompt_and_answer(examples[dress.index])[0]
         assert (dress.prompt_ids == trained) is (dress.kind == "trained")
@@ -125,7 +125,7 @@ def test_a_tokenizer_without_a_template(plain_tokenizer: PreTrainedTokenizerBase
 def test_a_single_example(tokenizer: PreTrainedTokenizerBase) -> None:
     (example, *_) = pairs(tokenizer, WORDED)
     found = dresses([example], tokenizer, 0, tuple(KINDS))
-    assert "trained" in {dress.kind for dress in found} >= {"trained", "moved", "shaped"}
+    assert {dress.kind for dress in found} >= {"trained", "moved", "shaped"}
     for dress in found:
         assert CONTENTS[0] in decode(tokenizer, dress.prompt_ids).lower()
     assert dresses([], tokenizer) == []
@@ -190,6 +190,17 @@ def test_several_wordings_of_a_task() -> None:
     for form in forms:
         for content in CONTENTS:
             assert wording.contents(form.format(content)) == content
+
+
+def test_contents_may_begin_and_end_alike() -> None:
+    contents = [f"I {text.strip('?!')}?" for text in CONTENTS[:4]] + [
+        f"How {text.strip('?!')}." for text in CONTENTS[4:]
+    ]
+    prompts = [WORDED.format(text) for text in contents]
+    # A third begins with each of two words, and nearly half end with each of two marks.
+    prompts += [WORDED.format(text) for text in ("what now?", "when is it", "tell me more.", "nothing works?")]
+    wording = Wording([[text] for text in prompts])
+    assert [wording.contents(text) for text in prompts[:8]] == contents
 
 
 # -- turns -----------------------------------------------------------------------------------------------------------

@@ -171,7 +171,12 @@ def finished(text: str, ended: bool) -> str | None:
     # Some languages put no space between words.
     if letters < 4 or (len(words) < 2 and text.isascii()) or 2 * letters < len("".join(text.split())):
         return None
-    if MARKUP.search(text) or "\ufffd" in text or 2 * len({word.casefold() for word in words}) < len(words):
+    if (
+        text in PLAIN
+        or MARKUP.search(text)
+        or "\ufffd" in text
+        or 2 * len({word.casefold() for word in words}) < len(words)
+    ):
         return None
     return text
 

@@ -66,6 +66,7 @@ class Turns:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.user = user_turn(tokenizer)
+        self.lead = set(tokenizer("")["input_ids"])
         self.special = set(tokenizer.all_special_ids) | {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -76,7 +77,7 @@ class Turns:
         messages = self._messages(text)
         if messages is not None:
             return Spoken(messages, chat=True)
-        start = next((place for place, token in enumerate(ids) if token not in self.special), len(ids))
+        start = next((place for place, token in enumerate(ids) if token not in self.lead), len(ids))
         if any(token in self.special for token in ids[start:]):
             return None
         return Spoken([{"role": "user", "content": decode(self.tokenizer, list(ids[start:]))}], chat=False)

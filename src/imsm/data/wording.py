@@ -12,12 +12,16 @@ from itertools import groupby
 
 #: Prompts that are looked at; more would not change what is common to them.
 LOOKED_AT = 2000
-#: Words in a row that must be shared, and by what share of the prompts, at least so many of them.
+#: Words in a row that must be shared, by what share of the prompts, and by how many at least.
 RUN = 3
 SHARE = 0.2
 LEAST = 3
+#: How often two words of such a run must go with the third, where they are.
+TOGETHER = 0.5
 #: A word, a line break, other white space, or another character.
 PIECE = re.compile(r"\w+(?:['’]\w+)*|\n|[^\S\n]+|[^\w\s]")
+#: Marks that end what stands before them.
+ENDING = frozenset(".?!…")
 #: Characters that follow a word without a space.
 CLOSING = frozenset(".,:;!?…)]}")
 #: Changes to a text at a time, at most.
@@ -41,21 +45,27 @@ class Part:
 class Wording:
     """The words that prompts of a task share.
 
-    A word belongs to the wording if it stands in a run of three, where the prompt's beginning and end count as one each,
-    that a fifth of the prompts have, and at least three. So a task may have several wordings, with content anywhere.
+    A word belongs to the wording if it stands in a run of three that a fifth of the prompts have, and at least three, and
+    whose first two words are followed by the third, and its last two led by the first, in half of the prompts that have
+    them. So a task may have several wordings, with contents anywhere, and contents may begin alike. A prompt's beginning
+    and end count as words.
 
     Args:
         prompts: the texts of each prompt.
     """
 
     def __init__(self, prompts: Sequence[Sequence[str]]) -> None:
-        step = max(len(prompts) // LOOKED_AT, 1)
-        looked_at = prompts[::step]
+        looked_at = prompts[:: max(len(prompts) // LOOKED_AT, 1)]
         counts: Counter[tuple[str, ...]] = Counter()
         for texts in looked_at:
-            counts.update({run for text in texts for run in _runs(_words(text))})
+            words = [_words(text) for text in texts]
+            counts.update({run for size in (RUN - 1, RUN) for found in words for run in _runs(found, size)})
         needed = max(LEAST, math.ceil(SHARE * len(looked_at)))
-        self.common = {run for run, count in counts.items() if count >= needed}
+        self.common = {
+            run
+            for run, count in counts.items()
+            if len(run) == RUN and count >= max(needed, TOGETHER * counts[run[1:]], TOGETHER * counts[run[:-1]])
+        }
         #: Words of the contents, each as often as it is there.
         self.words = [
             word
@@ -74,10 +84,13 @@ class Wording:
         ]
         words = [text[start:end] for start, end in places]
         shared = [False] * len(words)
-        for first, run in enumerate(_runs(words), -1):
+        for first, run in enumerate(_runs(words, RUN), 1 - RUN):
             if run in self.common:
                 for place in range(max(first, 0), min(first + RUN, len(words))):
                     shared[place] = True
+        for place in range(1, len(words)):
+            if words[place] in ENDING and not shared[place - 1]:
+                shared[place] = False
         parts = []
         for is_shared, group in groupby(range(len(words)), key=shared.__getitem__):
             found = list(group)
@@ -174,10 +187,11 @@ def _words(text: str) -> list[str]:
     return [piece for piece in PIECE.findall(text) if piece == "\n" or not piece.isspace()]
 
 
-def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Each run of three words, with an empty one before the first and behind the last."""
-    whole = ["", *words, ""]
-    return (tuple(whole[place : place + RUN]) for place in range(len(whole) - RUN + 1))
+def _runs(words: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Each run of so many words, with empty ones before the first and behind the last."""
+    edge = [""] * (RUN - 1)
+    whole = [*edge, *words, *edge]
+    return (tuple(whole[place : place + size]) for place in range(len(whole) - size + 1))
 
 
 def _says(part: Part) -> bool:
@@ -236,4 +250,4 @@ def _ended(text: str) -> str:
 
 
 SHARED_SHAPES = (_case, _unpunctuated, _punctuated, _flattened, _spaced, _quoted)
-WHOLE_SHAPES = (str.lower, _unended, _ended)
+WHOLE_SHAPES: tuple[Callable[[str], str], ...] = (str.lower, _unended, _ended, '"{}"'.format)
