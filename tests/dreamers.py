@@ -23,7 +23,26 @@ CORPUS = [
     "How do I open an account? Yes, you can. No, it is not so!\nuser assistant system",
     "Which card is it? Message: Card:",
 ]
-WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "zebras", "vex", "bold", "knights", "open", "account", "you", "can", "not", "so"]
+WORDS = [
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dog",
+    "while",
+    "zebras",
+    "vex",
+    "bold",
+    "knights",
+    "open",
+    "account",
+    "you",
+    "can",
+    "not",
+    "so",
+]
 
 
 def write_base(folder: Path) -> str:
@@ -57,7 +76,8 @@ def write_base(folder: Path) -> str:
 
 
 def adapted(base: str) -> Any:
-    """The base model with a LoRA that changes what it says."""
+    """The base model with a LoRA that changes what it says, always the same."""
+    torch.manual_seed(1)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], lora_dropout=0.1, task_type="CAUSAL_LM"),

@@ -175,7 +175,7 @@ def test_kept_tasks_of_a_data_root(
     command = ["adopt", adapter, "--data", data, "--output", str(tmp_path / "out"), *FLAGS, "--progress=false"]
     command += ["--held-out", "3", "--metric", "contains", "--data-root", str(tmp_path), "--retained"]
     assert imsm_cli.main([*command, "webq"]) == 2
-    assert "--retained takes tasks of kept answers, such as kept_webq" in capsys.readouterr().err
+    assert "--retained takes tasks of kept answers, such as kept_cola" in capsys.readouterr().err
     assert imsm_cli.main([*command, "kept_webq"]) == 0
     assert "WebQuestions: answers kept" in capsys.readouterr().out
 

@@ -142,19 +142,19 @@ def prepared(
     Raises:
         InputError: data or model cannot be used.
     """
-    from imsm import SiameseForCausalLM
     from imsm.cli.tasks import read_kept
     from imsm.data import load_examples
     from imsm.evaluation.held_out import held_out_task
     from imsm.evaluation.loading import Loading
     from imsm.evaluation.sources import load_records
+    from imsm.model import SiameseForCausalLM
     from imsm.settings import DataConfig
 
     loading = Loading(args.dtype, args.device, args.trust_remote_code)
     _, config = read_config(folder, {})
-    if args.base is None and config.base_model is None:
-        raise InputError(f"{folder} does not name its base model; give it with --base")
     name = args.base or config.base_model
+    if name is None:
+        raise InputError(f"{folder} does not name its base model; give it with --base")
     tokenizer = loading.tokenizer(folder, name)
     found = load_examples(DataConfig(train=args.data, split=args.split, max_length=sys.maxsize), tokenizer)
     places = sorted(random.Random(args.seed).sample(range(len(found)), min(args.limit, len(found))))

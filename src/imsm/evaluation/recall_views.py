@@ -17,11 +17,9 @@ from imsm.evaluation.recall import Dialled
 def table(dialled: Dialled) -> Table:
     """A row a stand of the dial, the pick marked."""
     made = Table(title="along the recall dial", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    headings = ("recall", f"target: {METRICS[dialled.metric].title}", "95 %", "to the base", "retained", "mean", "")
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading else "left")
-    for stand in dialled.stands:
-        made.add_row(
+    headings = ("recall", METRICS[dialled.metric].title, "95 %", "left to the base", "answers kept", "mean", "")
+    rows = [
+        [
             value(stand.recall),
             score(stand.target.value),
             interval(stand.target),
@@ -29,7 +27,14 @@ def table(dialled: Dialled) -> Table:
             percent(stand.retained),
             percent(stand.mean),
             "◀ pick" if stand is dialled.pick else "",
-        )
+        ]
+        for stand in dialled.stands
+    ]
+    for place, heading in enumerate(headings):
+        width = max(len(row[place]) for row in rows)
+        made.add_column(heading, justify="right" if heading else "left", min_width=width)
+    for row in rows:
+        made.add_row(*row)
     return made
 
 
