@@ -105,7 +105,7 @@ class Queries:
     attended: Tensor
     boundary: Tensor
     first: Tensor | None = None
-    kept: slice | Tensor = field(default_factory=lambda: slice(None))  # a slice cannot be hashed before Python 3.12
+    kept: slice | Tensor = field(default_factory=lambda: slice(None))
     within: bool = False
     whole: bool = False
 
