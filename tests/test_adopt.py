@@ -20,11 +20,11 @@ import imsm
 import imsm_cli
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, adopt
 from imsm.building import ADAPTER, ADAPTER_CONFIG
+from imsm.data.turns import prompt_and_answer
 from imsm.dreams import dream
 from imsm.evaluation.answering import asked
 from imsm.evaluation.held_out import dreams_task, held_out_task
 from imsm.generation import prompt_ids
-from imsm.training.dreaming import prompt_of
 
 DREAMS = {"count": 24, "prompt_tokens": 12, "answer_tokens": 4, "gate_steps": 8, "task_prompts": 24}
 FLAGS = [part for name, value in DREAMS.items() for part in (f"--dreams.{name}", str(value))]
@@ -156,7 +156,7 @@ def test_records_ask_with_the_tokens_they_were_made_of(base: str, adapter: str, 
     tokenizer = adopted.tokenizer
     task, records = held_out_task(adopted.held_out, tokenizer, "contains")
     found = [prompt_ids(tokenizer, asked(task, record)) for record in records]
-    assert found == [prompt_of(example) for example in adopted.held_out]
+    assert found == [prompt_and_answer(example)[0] for example in adopted.held_out]
     assert {record.references[0] for record in records} <= {
         json.loads(line)["output"].strip() for line in Path(data).read_text().splitlines()
     }

@@ -143,7 +143,10 @@ def test_static_caches_go_on_with_one_stream() -> None:
 def test_compiled_decoding_says_the_same() -> None:
     model = with_head("query_aware")
     chosen = [PROMPTS[left(model).index(True)], PROMPTS[left(model).index(False)]]
-    compiled = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", fullgraph=True, backend="aot_eager")}
+    compiled = {
+        "cache_implementation": "static",
+        "compile_config": CompileConfig(mode="default", fullgraph=True, backend="aot_eager"),
+    }
     for prompts in ([chosen[0]], chosen):
         assert generate(model, prompts, **compiled) == generate(model, prompts)
     assert generate(model, chosen, recall=1.5, **compiled) == generate(model, chosen, recall=1.5)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from imsm.data import IGNORED, Example
+from imsm.data import Example
 from imsm.data.rendering import decode
-from imsm.data.turns import Turns
+from imsm.data.turns import Turns, prompt_and_answer
 from imsm.errors import InputError
 from imsm.evaluation.metrics import DEFAULT_METRICS, METRICS
 from imsm.evaluation.task import Task, TaskRecord
 from imsm.samples import Sample
-from imsm.training.dreaming import prompt_of
 
 #: Tokens that an answer may take beyond the longest one wanted, so that one that goes on shows as wrong.
 MORE = 8
@@ -24,10 +23,10 @@ KEPT_TOKENS = 16
 def held_out_task(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, metric: str, name: str = "held_out"
 ) -> tuple[Task, list[TaskRecord]]:
-    """The task of answering examples' prompts, each held against the example's last answer.
+    """The task of answering examples' prompts, each held against the example's first answer.
 
     Args:
-        examples: with a prompt before their last answer.
+        examples: with a prompt before their first answer.
         tokenizer: that of the examples.
         metric: of `METRICS`, for answers.
         name: the task's name.
@@ -40,8 +39,7 @@ def held_out_task(
         raise InputError(f"the metric must be one of {', '.join(fitting)}; got {metric!r}")
     turns, records, longest = Turns(tokenizer), [], 1
     for example in examples:
-        prompt = prompt_of(example)
-        answer = [token for token in example.labels[len(prompt) :] if token != IGNORED]
+        prompt, answer = prompt_and_answer(example)
         longest = max(longest, len(answer))
         reference = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
         if not prompt:
