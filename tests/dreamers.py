@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from conftest import CHATML, SPECIAL
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from zoo import disturb
 
+from imsm.building import ADAPTER, ADAPTER_CONFIG
 from imsm.dreams import CHAT, PLAIN
 from imsm.generation import answers
 
@@ -83,12 +85,19 @@ def adapted(base: str) -> Any:
         LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], lora_dropout=0.1, task_type="CAUSAL_LM"),
     )
     disturb(model, 0.5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(parameter.half())
     return model.eval()
 
 
 def write_adapter(folder: Path, base: str) -> str:
-    """That LoRA, as peft saves it."""
+    """That LoRA in peft's format, but not as the peft that is installed here would write it: in half precision."""
     adapted(base).save_pretrained(folder)
+    save_file({name: x.half() for name, x in load_file(folder / ADAPTER).items()}, folder / ADAPTER)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    (folder / ADAPTER_CONFIG).write_text(json.dumps({**config, "peft_version": "0.9.0"}))
     return str(folder)
 
 

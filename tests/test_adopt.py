@@ -133,6 +133,7 @@ def test_a_gate_that_learns(base: str, adapter: str, data: str, tmp_path: Path) 
     """The gate is fitted, adapter and base are not."""
     adopted = adopt(adapter, settings(base, data, tmp_path / "out", gate="query_aware", gate_rank=4))
     assert adopted.metrics["gate_loss"] > 0 and adopted.held_out == adopted.dreams == []
+    assert not any(module.training for module in adopted.model.modules())
     assert any(parameter.abs().sum() > 0 for parameter in adopted.model.gate.up.parameters())
     before = SiameseForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(base), adapter)
     same = adopted.model.peft_model.state_dict()

@@ -126,6 +126,19 @@ def test_who_answers(folder: Path) -> None:
     assert minds(tuned, None, 1.5, 2) == [TUNED] * 2
 
 
+@pytest.mark.parametrize("end", [math.inf, -math.inf])
+def test_a_default_at_an_end_runs_one_stream(folder: Path, end: float) -> None:
+    model, tokenizer, _ = loaded(folder, "average")
+    model.set_relevance(None)
+    ids = torch.tensor([tokenizer(ASKED[0].prompt)["input_ids"]])
+    expected = model.generate(ids, max_new_tokens=6, pad_token_id=0, force_gate=float(end > 0))
+    model.config.recall = end
+    found = model.generate(ids, max_new_tokens=6, pad_token_id=0, return_dict_in_generate=True)
+    assert torch.equal(found.sequences, expected)
+    cache = found.past_key_values
+    assert (cache.shared, cache.base is None, cache.tuned is None) == (None, end < 0, end > 0)
+
+
 # -- the pick --------------------------------------------------------------------------------------------------------
 
 

@@ -105,9 +105,10 @@ def adopt(
     others = _others(config, base, tokenizer, dreams, held_out_dreams)
     model = SiameseForCausalLM.from_base(
         base, source, gate=config.gate_name, gate_rank=config.gate_rank, gate_dropout=config.gate_dropout
-    ).eval()
+    )
     model.config.base_revision = config.revision or model.config.base_revision
     metrics = learn_from_dreams(config, model, tokenizer, records.examples, dreams, _bar(config, "adopt", "prompts"))
+    model.eval()
     metrics["seconds"] = round(time.monotonic() - began, 1)
     model.config.training = _record(config, adapter, records, metrics)
     model.save_pretrained(folder)
