@@ -13,10 +13,13 @@ from difflib import get_close_matches
 
 VERBS = {
     "train": "fine-tune a model as a YAML file of settings says",
+    "adopt": "make a siamese checkpoint of an adapter that was trained elsewhere, in seconds",
     "generate": "answer prompts with a checkpoint, on request beside both memories' own answers",
     "chat": "talk with a checkpoint",
     "eval": "score a checkpoint of any kind on tasks, and hold it against its base model's own answers",
     "audit": "hold checkpoints against their base: what was learned, what was lost",
+    "tune-recall": "find where a checkpoint's dial stands best between its task and the base model's own answers",
+    "export": "give a checkpoint's adapter back in peft's own format",
     "reproduce": "remake the paper's tables and figures for a model, ours beside the paper's",
     "data": "`data show FILE`: how records are rendered, tokenised and masked",
     "info": "say what a checkpoint is: base, method, gate, parameters, training",
@@ -83,7 +86,7 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         print(f"imsm: unknown {kind} {verb!r}; {hint}", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f"imsm.cli.{verb}").run(rest))
+    return int(importlib.import_module(f"imsm.cli.{verb.replace('-', '_')}").run(rest))
 
 
 def _help() -> str:

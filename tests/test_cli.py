@@ -56,7 +56,7 @@ def test_help_has_a_line_for_every_verb(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("verb", imsm_cli.VERBS)
 def test_every_verb_has_a_module_and_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(importlib.import_module(f"imsm.cli.{verb}").run)
+    assert callable(importlib.import_module(f"imsm.cli.{verb.replace('-', '_')}").run)
     try:
         status = imsm_cli.main([verb, "--help"])
     except SystemExit as stop:  # argparse's way out

@@ -11,7 +11,7 @@ from imsm.gates import GATES
 from imsm.generation import Answer, answers, stream
 from imsm.model import SiameseForCausalLM, SiameseOutput
 from imsm.settings import DataConfig, DreamsConfig, TrainConfig
-from imsm.training import SiameseTrainer, TrainResult, train
+from imsm.training import SiameseTrainer, TrainResult, adopt, train
 
 __version__ = version("imsm")
 
@@ -28,6 +28,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TwinCache",
+    "adopt",
     "answers",
     "stream",
     "train",

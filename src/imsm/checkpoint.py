@@ -75,6 +75,38 @@ def save(
         push(model, repo_id or Path(folder).name, **kwargs)
 
 
+def export_adapter(name: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """Puts peft's own two files of a siamese checkpoint into a folder, byte for byte; gives the folder.
+
+    Args:
+        name: folder or Hub name of the checkpoint.
+        folder: a new or empty folder.
+
+    Raises:
+        InputError: there is no such checkpoint, or `folder` holds something.
+    """
+    source, _ = read_config(name, {})
+    target = Path(folder)
+    if target.is_dir() and any(target.iterdir()):
+        raise InputError(f"{target} is not empty; give a new folder to export into")
+    with staged(target) as stage:
+        for file in (ADAPTER_CONFIG, ADAPTER):
+            shutil.copyfile(source / file, stage / file)
+    return target
+
+
+def write_recall(folder: Path, recall: float) -> None:
+    """Makes a value of the recall dial the default of a checkpoint on the disk.
+
+    Raises:
+        InputError: see `read_config`.
+    """
+    _, config = read_config(folder, {})
+    config.recall = recall
+    with staged(folder) as stage:
+        config.save_pretrained(stage)
+
+
 def parts(model: SiameseForCausalLM) -> dict[str, nn.Module]:
     """What a model has beside base and adapter, by the file that it is kept in."""
     return {GATE: model.gate} | ({RELEVANCE: model.relevance} if model.relevance is not None else {})

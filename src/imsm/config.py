@@ -24,6 +24,7 @@ class SiameseConfig(PretrainedConfig):
         gate_rank: rank r of the gate's two maps W_A and W_B (paper: 8).
         gate_dropout: dropout after each of the gate's two maps in training (paper: 0.1).
         relevance: whether a relevance head stands in front of the gate.
+        recall: where the dial stands in inference unless a call says otherwise; 0 is the mix as trained.
         format_version: version of the checkpoint folder's layout.
         training: what the model was trained on and how, for the model card and `imsm info`.
     """
@@ -42,6 +43,7 @@ class SiameseConfig(PretrainedConfig):
         gate_rank: int = 8,
         gate_dropout: float = 0.1,
         relevance: bool = False,
+        recall: float = 0.0,
         format_version: int = FORMAT_VERSION,
         training: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -56,6 +58,7 @@ class SiameseConfig(PretrainedConfig):
         self.gate_rank = gate_rank
         self.gate_dropout = gate_dropout
         self.relevance = relevance
+        self.recall = recall
         self.format_version = format_version
         self.training = training or {}
         super().__init__(**kwargs)

@@ -89,6 +89,7 @@ class TwinGenerationMixin(GenerationMixin):
 
     streams: Streams
     base: Any
+    config: Any
     relevance: Any
     pools_query: bool
     passes: Any
@@ -124,9 +125,10 @@ class TwinGenerationMixin(GenerationMixin):
             self.base._prepare_cache_for_generation(generation_config, made, *args, **kwargs)
             return made.get(self.streams.cache_name)
 
-        force_gate = forced(
-            *(model_kwargs.get(name) for name in ("force_gate", "recall", "recall_floor", "recall_ceiling"))
-        )
+        given_gate, recall = model_kwargs.get("force_gate"), model_kwargs.get("recall")
+        if recall is None and given_gate is None:
+            recall = self.config.recall
+        force_gate = forced(given_gate, recall, model_kwargs.get("recall_floor"), model_kwargs.get("recall_ceiling"))
         # The frozen stream says first whether the other is needed at all.
         whole = generation_config.prefill_chunk_size is None and not generation_config.is_assistant
         cache.settles = given is None and whole and force_gate is None and self.relevance is not None

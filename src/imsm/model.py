@@ -250,7 +250,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             force_gate: use this constant in place of the learned mix: 1 is the base model, 0 the adapted one. The
                 stream that has no say is not run.
             recall: the dial: added to the logits of gate and relevance head, one number or one for each row, (B,). 0 is the
-                mix as trained, ∞ the base model, −∞ the adapted one.
+                mix as trained, ∞ the base model, −∞ the adapted one. Unless given it is `config.recall`, in training 0.
             recall_floor, recall_ceiling: least and greatest weight of the frozen memory, 0 and 1 unless given.
             prompt_length: leading tokens (padding and cached ones counted) that are the query; set by `generate`.
             num_items_in_batch: divisor of the loss instead of the number of supervised positions.
@@ -270,6 +270,8 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         cache = twin_cache(past_key_values) if use_cache else None
         banked: Pair | None = None if base_memory is None else (base_memory, base_query)
         device = self.get_output_embeddings().weight.device
+        if recall is None and force_gate is None and not self.training:
+            recall = self.config.recall
         how = recall_of(force_gate, recall, recall_floor, recall_ceiling, tokens.shape[0], device)
         if cache is not None and cache.sole is not None and how.force is None:
             how = Recall(cache.sole)

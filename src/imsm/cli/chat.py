@@ -26,6 +26,8 @@ def run(argv: list[str]) -> int:
     model, tokenizer = load_checkpoint(args)
     if not tokenizer.chat_template:
         raise InputError("this model's tokenizer has no chat template; use `imsm generate --plain`")
+    if turned["recall"] is None:
+        turned["recall"] = model.config.recall
     start = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(start)
     force_gate: float | None = None
@@ -47,7 +49,7 @@ def run(argv: list[str]) -> int:
             force_gate = parse_gate(said)
             continue
         if said.startswith("/recall"):
-            turned["recall"] = parse_recall(said, turned["recall"])
+            turned["recall"] = parse_recall(said, turned["recall"] or 0.0)
             continue
         if said.startswith("/"):
             print(HELP)

@@ -42,9 +42,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recall",
         type=float,
-        default=0.0,
+        default=None,
         metavar="SHIFT",
-        help="the dial: shift of the gate's logits; inf is the base model, -inf the adapted one (default: 0, as trained)",
+        help="the dial: shift of the gate's logits; inf is the base model, -inf the adapted one, 0 the mix as trained (default: "
+        "the checkpoint's own, which is 0 unless tune-recall wrote another)",
     )
     parser.add_argument(
         "--recall-floor", type=float, default=0.0, metavar="G", help="least weight of the base's memory (default: 0)"
@@ -79,13 +80,13 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
 
 
-def dial(args: argparse.Namespace) -> dict[str, float]:
-    """The recall dial as `generate` arguments.
+def dial(args: argparse.Namespace) -> dict[str, float | None]:
+    """The recall dial as `generate` arguments; without a shift the checkpoint's own counts.
 
     Raises:
         InputError: a value out of range.
     """
-    if math.isnan(args.recall):
+    if args.recall is not None and math.isnan(args.recall):
         raise InputError("--recall must be a number, inf or -inf, got nan")
     if not 0 <= args.recall_floor <= args.recall_ceiling <= 1:
         raise InputError(

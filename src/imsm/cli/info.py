@@ -52,6 +52,7 @@ def describe(name: str) -> dict[str, Any]:
         "method": str(getattr(adapter.peft_type, "value", adapter.peft_type)),
         "gate": f"{config.gate}, rank {config.gate_rank}, dropout {config.gate_dropout}",
         "relevance head": "in front of the gate" if config.relevance else "none",
+        "recall dial": f"{config.recall:g}",
         "parameters": {
             "adapter": f"{parameters(folder / ADAPTER):,}",
             "gate": f"{parameters(folder / GATE):,}",

@@ -50,6 +50,25 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
     return tasks
 
 
+def read_kept(names: Sequence[str], data_root: Path | None, limit: int | None, seed: int) -> list[Task]:
+    """Tasks of kept answers, once their data have been read.
+
+    Raises:
+        InputError: there is no such task, it is of another kind, or its data are missing or wrong.
+    """
+    from imsm.evaluation.sources import load_records
+    from imsm.evaluation.tasks import TASK_GROUPS, find_tasks
+
+    tasks = find_tasks(names)
+    for task in tasks:
+        if task.kind != "kept":
+            raise InputError(
+                f"--retained takes tasks of kept answers, such as {', '.join(TASK_GROUPS['kept'])}; got {task.name!r}"
+            )
+        load_records(task, data_root, limit, seed)
+    return tasks
+
+
 def run_tasks(candidate: Candidate, tasks: Sequence[Task], output: Path, args: argparse.Namespace) -> Result:
     """The result of the tasks as the command line wants them run. Errors as for `evaluate`."""
     from imsm.evaluation.running import evaluate

@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def evaluate(
     seed: int = 0,
     progress: bool = True,
     fresh: bool = False,
+    given: Mapping[str, Sequence[TaskRecord]] | None = None,
 ) -> Result:
     """Runs `tasks` on `candidate` and writes the result.
 
@@ -59,6 +60,7 @@ def evaluate(
         seed: of the choice of records and of the bootstrap.
         progress: show it on standard error.
         fresh: start anew whatever is there.
+        given: records of tasks that have no file, by the task's name.
 
     Raises:
         InputError: data are missing or do not fit; `output` is of another evaluation or cannot be written.
@@ -67,7 +69,7 @@ def evaluate(
         raise InputError(f"batch size and limit must be positive, got {batch_size} and {limit}")
     if len({task.name for task in tasks}) < len(tasks):
         raise InputError(f"every task can be given once, got {', '.join(task.name for task in tasks)}")
-    records = {task.name: load_records(task, data_root, limit, seed) for task in tasks}
+    records = {task.name: (given or {}).get(task.name) or load_records(task, data_root, limit, seed) for task in tasks}
     plans = {task.name: plan(candidate, task, records[task.name], batch_size) for task in tasks}
     settings = {
         "limit": limit,
