@@ -142,7 +142,7 @@ def test_a_task_with_all_its_keys(yaml_file: Callable[[str], Path]) -> None:
     task = read_task(
         yaml_file(
             "name: opening\ntitle: Opening hours\nkind: answer\nfile: shop.parquet\nprompt: 'Q: {question}'\n"
-            "reference: reply\nmetrics: [contains, token_f1]\nmax_new_tokens: 5\nchance: 0.25\nchat: true\n"
+            "reference: reply\nmetrics: [contains, token_f1]\nmax_new_tokens: 5\nchance: 0.25\nchat: auto\nlimit: 7\n"
         )
     )
     assert task == Task(
@@ -155,7 +155,8 @@ def test_a_task_with_all_its_keys(yaml_file: Callable[[str], Path]) -> None:
         reference="reply",
         max_new_tokens=5,
         chance=0.25,
-        chat=True,
+        chat="auto",
+        limit=7,
     )
 
 
@@ -290,6 +291,13 @@ def test_a_limit_takes_the_same_records_for_everybody(write: Write) -> None:
     # Written down, so that results stay comparable from one version to the next.
     assert some == [8, 16, 30, 47, 60, 69, 74, 75, 77, 80]
     assert len(load_records(TASKS["webq"], data, 1000, 3)) == 100
+    # A task's own limit holds beside the run's, whichever is less.
+    own = replace(TASKS["webq"], limit=10)
+    for limit in (None, 50):
+        assert [int(one.prompt) for one in load_records(own, data, limit, 3)] == some
+    assert len(load_records(own, data, 5, 3)) == 5
+    with pytest.raises(InputError, match="the limit of task 'webq' must be positive, got 0"):
+        replace(own, limit=0)
     with pytest.raises(InputError, match="the limit of records must be positive, got 0"):
         load_records(TASKS["webq"], data, 0, 3)
 
