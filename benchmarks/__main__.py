@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imsm.errors import InputError
 
-VERBS = ("train", "decode", "memory", "scaling", "limit")
+VERBS = ("train", "decode", "memory", "scaling", "limit", "saturated")
 HERE = Path(__file__).resolve().parent
 
 
@@ -66,10 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(verbs: tuple[str, ...], models: list[str], deadline: float, given: dict) -> None:
     """Every verb on every model, and its tables."""
-    from benchmarks import decode, limit, memory, scaling, table, train
+    from benchmarks import decode, limit, memory, saturated, scaling, table, train
     from benchmarks.run import Options, Verb, execute
 
-    modules: dict[str, Verb] = {"train": train, "decode": decode, "memory": memory, "scaling": scaling, "limit": limit}
+    modules: dict[str, Verb] = {
+        "train": train,
+        "decode": decode,
+        "memory": memory,
+        "scaling": scaling,
+        "limit": limit,
+        "saturated": saturated,
+    }
     for verb in verbs:
         for model in models:
             record = execute(verb, modules[verb], Options(model=model, deadline=deadline, **given))

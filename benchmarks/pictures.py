@@ -21,12 +21,15 @@ COLOURS = {
     "sft_plain": "#c98a1b",
     "live": "#9fc9d1",
     "bank": "#00798c",
+    "off_task": "#5b8e7d",
+    "on_task": "#30638e",
 }
 #: By verb: what is drawn, and its axis.
 BARS = {
     "train": ("seconds", "seconds (less is better)", 1.0),
     "decode": ("tokens_per_second", "tokens per second", 1.0),
     "memory": ("peak_bytes", "peak memory, MiB", 2.0**20),
+    "saturated": ("tokens_per_second", "tokens per second", 1.0),
     "limit": ("share", "share of what the memory allows", 1.0),
 }
 SWEEPS = {"prompt": "prompt, tokens", "share": "adapted share of layers (upper)", "gate_rank": "gate rank"}

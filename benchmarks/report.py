@@ -19,6 +19,7 @@ VERBS = {
     "decode": "How fast is an answer? The same greedy `generate()` call for all; ratios are to peft's unmerged LoRA.",
     "memory": "What must fit? Weights, KV cache, and the most that is held while decoding.",
     "scaling": "What does it grow with? Prompt length, share of adapted layers, rank of the gate, at batch 1.",
+    "saturated": "What does a query cost that one mind answers alone? Ratios are to the base model.",
     "limit": "What does the machine allow? A step at batch 1 reads every weight once; the memory's bandwidth bounds it.",
 }
 

@@ -16,12 +16,14 @@ class System:
     model: which of the models it runs.
     passes: how the siamese model runs its two streams.
     compiled: whether the step is compiled.
+    query: whose the relevance head takes the query for, if there is a head.
     """
 
     title: str
-    model: Literal["base", "peft", "merged", "siamese"]
+    model: Literal["base", "peft", "merged", "siamese", "knowing"]
     passes: Literal["shared", "two"] | None = None
     compiled: bool = False
+    query: Literal["base", "task"] | None = None
 
 
 SYSTEMS = {
@@ -32,6 +34,8 @@ SYSTEMS = {
     "shared": System("ours, shared matmuls", "siamese", "shared"),
     "peft_compiled": System("peft LoRA, unmerged, compiled", "peft", None, True),
     "compiled": System("ours, shared matmuls, compiled", "siamese", "shared", True),
+    "off_task": System("ours, query left to the base", "knowing", "shared", query="base"),
+    "on_task": System("ours, query of the task", "knowing", "shared", query="task"),
 }
 
 
@@ -66,8 +70,9 @@ def load(kind: str, folder: str, dtype: str, layers: list[int] | None = None, ga
     if kind == "base":
         return base
     torch.manual_seed(0)
-    if kind == "siamese":
-        model = SiameseForCausalLM.from_base(base, lora(base, layers), gate_rank=gate_rank).eval()
+    if kind in ("siamese", "knowing"):
+        gate = "tuned" if kind == "knowing" else "query_aware"
+        model = SiameseForCausalLM.from_base(base, lora(base, layers), gate=gate, gate_rank=gate_rank).eval()
         disturb(model.peft_model)
         return model
     adapted: Any = get_peft_model(base, lora(base, layers)).eval()
@@ -94,6 +99,12 @@ def generate(system: System, model: Any, ids: Any, new_tokens: int, **settings: 
 
     if system.passes is not None:
         model.passes = system.passes
+    if system.query is not None:
+        from imsm.relevance import RelevanceHead
+
+        head = RelevanceHead(model.config.hidden_size)
+        head.bias.fill_(1.0 if system.query == "base" else -1.0)
+        model.set_relevance(head)
     if system.compiled:
         compile_config = CompileConfig()
         # Else transformers compiles on a GPU alone.
@@ -120,5 +131,12 @@ def load_all(systems: list[str], folder: str, dtype: str, **settings: Any) -> di
 
 def agreement(tokens: dict[str, Any]) -> dict[str, float]:
     """Share of equal tokens of systems that compute the same; in bfloat16 rounding may part them."""
-    pairs = [("two", "shared"), ("shared", "compiled"), ("peft", "merged"), ("peft", "peft_compiled")]
+    pairs = [
+        ("two", "shared"),
+        ("shared", "compiled"),
+        ("peft", "merged"),
+        ("peft", "peft_compiled"),
+        ("base", "off_task"),
+        ("peft", "on_task"),
+    ]
     return {f"{a}={b}": float((tokens[a] == tokens[b]).float().mean()) for a, b in pairs if a in tokens and b in tokens}

@@ -13,7 +13,7 @@ from benchmarks.targets import verdicts
 
 TITLES = {**{name: system.title for name, system in SYSTEMS.items()}, **train.TITLES, "memory": "this machine's memory"}
 #: The system that a verb's ratios are to.
-PEERS = {"train": "trainer", "decode": "peft", "memory": "peft", "scaling": "peft"}
+PEERS = {"train": "trainer", "decode": "peft", "memory": "peft", "scaling": "peft", "saturated": "base"}
 
 
 def seconds(value: float) -> str:
@@ -49,6 +49,7 @@ METRICS: dict[str, list[tuple[str, str, Callable[[float], str]]]] = {
         ("cache_bytes", "KV cache", mebibytes),
         ("peak_bytes", "Peak memory", mebibytes),
     ],
+    "saturated": [("tokens_per_second", "Tokens per second", rate), ("prefill_seconds", "Prefill", seconds)],
     "scaling": [("prefill_seconds", "Prefill", seconds), ("tokens_per_second", "Tokens per second", rate)],
     "limit": [
         ("tokens_per_second", "Tokens per second", rate),

@@ -62,6 +62,7 @@ TARGETS = (
     Target("memory", "shared", "peft", "cache_bytes", "exactly", 2.0),
     Target("memory", "compiled", "peft_compiled", "cache_bytes", "exactly", 2.0),
     Target("scaling", "shared", "peft", "prefill_seconds", "at most", 1.60, upper_half),
+    Target("saturated", "off_task", "base", "tokens_per_second", "at least", 0.97, small_batch),
 )
 
 

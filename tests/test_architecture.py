@@ -13,8 +13,8 @@ SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
     {"errors"},
-    {"attention", "config", "fingerprint", "folders", "gates", "loss", "query"},
-    {"cache", "settings", "views"},
+    {"attention", "config", "fingerprint", "folders", "gates", "loss", "query", "relevance"},
+    {"cache", "mixing", "settings", "views"},
     {"shared"},
     {"streams"},
     {"decoding"},
@@ -24,6 +24,7 @@ LAYERS = (
     {"model"},
     {"data", "generation", "loramoe"},
     {"memory_bank", "packing", "samples"},
+    {"dreams"},
     {"training"},
     {"evaluation"},
     {"reproduce"},

@@ -10,7 +10,7 @@ from imsm.errors import InputError
 from imsm.gates import GATES
 from imsm.generation import Answer, answers, stream
 from imsm.model import SiameseForCausalLM, SiameseOutput
-from imsm.settings import DataConfig, TrainConfig
+from imsm.settings import DataConfig, DreamsConfig, TrainConfig
 from imsm.training import SiameseTrainer, TrainResult, train
 
 __version__ = version("imsm")
@@ -18,6 +18,7 @@ __version__ = version("imsm")
 __all__ = [
     "Answer",
     "DataConfig",
+    "DreamsConfig",
     "GATES",
     "InputError",
     "SiameseConfig",

@@ -7,7 +7,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from imsm.errors import InputError
 from imsm.query import RunningQuery
@@ -25,6 +31,8 @@ class TwinCache(Cache):
         running: sums of the memories of all tokens seen; None before the first and after a crop that cannot be undone.
         prompt_length: tokens that come before the answer being generated; None outside an answer.
         query: pooled query (q̄, q̄') of that answer, each (B, 1, d), once its prompt has been read.
+        settles: a stream that an answer does not need may be left out of it; nothing follows the answer.
+        sole: the constant that the mix of that answer is, 1 or 0, if it is one.
     """
 
     #: Set by `generate` on a cache that it was given.
@@ -39,6 +47,8 @@ class TwinCache(Cache):
         self.running: RunningQuery | None = None
         self.prompt_length: int | None = None
         self.query: tuple[Tensor | None, Tensor | None] | None = None
+        self.settles = False
+        self.sole: float | None = None
         self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
         self._rows: int | None = None
 
@@ -88,21 +98,34 @@ class TwinCache(Cache):
             assert made is not None
             made.layers = [copy.copy(layer) for layer in made.layers]
             for layer in made.layers[self.once :]:
-                if not hasattr(layer, "batch_select_indices"):
-                    raise InputError(
-                        f"force_gate cannot be set on a cache of both streams with layers of kind {type(layer).__name__}; "
-                        "set it from the first token on, or start from a fresh cache"
-                    )
-                layer.batch_select_indices(rows)
+                select_rows(layer, rows)
             return made
 
         self.base = half(0) if base else None
         self.tuned = half(self.batch_size) if tuned else None
         self.shared = None
 
+    def drop(self, sole: float | None) -> None:
+        """Go on with the frozen stream (1) or the tuned one (0) alone, where a shared cache's layers allow it."""
+        if sole is not None and self.shared is not None and all(map(selectable, self.shared.layers)):
+            self.split(base=sole == 1, tuned=sole == 0)
+            self.sole = sole
+
+    def join(self, once: int) -> None:
+        """Make one shared cache of both streams' caches, which are `joinable`.
+
+        Args:
+            once: lowest layers that are the same in both streams.
+        """
+        assert self.base is not None and self.tuned is not None
+        for layer, other in list(zip(self.base.layers, self.tuned.layers, strict=True))[once:]:
+            layer.keys = torch.cat([layer.keys, other.keys])
+            layer.values = torch.cat([layer.values, other.values])
+        self.shared, self.once, self.base, self.tuned = self.base, once, None, None
+
     def begin_answer(self, prompt_length: int | None) -> None:
         """Forget the last answer's query: the next one is pooled over the sequence's first `prompt_length` tokens."""
-        self.prompt_length, self.query = prompt_length, None
+        self.prompt_length, self.query, self.sole = prompt_length, None, None
 
     def record(self, base: Tensor | None, tuned: Tensor | None, attended: Tensor) -> None:
         """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding."""
@@ -255,3 +278,35 @@ class TwinCache(Cache):
     @property
     def batch_size(self) -> int:
         return self._rows if self._rows is not None else self.parts[0].batch_size
+
+
+def joinable(cache: Cache) -> bool:
+    """Whether two such caches can be made one that has the rows of both."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def selectable(layer: Any) -> bool:
+    """Whether rows can be taken out of a layer."""
+    return hasattr(layer, "batch_select_indices") or type(layer) in (StaticLayer, StaticSlidingWindowLayer)
+
+
+def select_rows(layer: Any, rows: Tensor) -> None:
+    """Keep only those rows of a cache's layer.
+
+    Raises:
+        InputError: the layer is of a kind that cannot give away rows.
+    """
+    if not selectable(layer):
+        raise InputError(
+            f"force_gate cannot be set on a cache of both streams with layers of kind {type(layer).__name__}; "
+            "set it from the first token on, or start from a fresh cache"
+        )
+    if hasattr(layer, "batch_select_indices"):
+        layer.batch_select_indices(rows)
+        return
+    layer.cumulative_length = layer.cumulative_length.clone()  # the other rows' goes on by itself
+    layer.batch_size = len(rows)
+    for name in ("keys", "values"):
+        setattr(layer, name, getattr(layer, name).index_select(0, rows.to(layer.device)))
+    for tensor in (layer.keys, layer.values, layer.cumulative_length):
+        torch._dynamo.mark_static_address(tensor)

@@ -47,6 +47,7 @@ def render(model: SiameseForCausalLM) -> str:
                 "revision": config.base_revision or "not recorded",
                 "adapter": method,
                 "gate": f"{config.gate}, rank {config.gate_rank}",
+                "relevance head": "in front of the gate" if config.relevance else "none",
                 "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
             }
         ),

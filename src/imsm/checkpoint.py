@@ -4,6 +4,7 @@ config.json                 base model, gate settings, layout version, how it wa
 adapter_config.json         peft's own two files, so that peft alone can load the adapter
 adapter_model.safetensors
 gate.safetensors            the gate's weights, float32
+relevance.safetensors       those of the relevance head, if there is one
 generation_config.json, README.md
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from imsm import building, card
@@ -29,7 +31,7 @@ from imsm.folders import fetch, staged
 if TYPE_CHECKING:
     from imsm.model import SiameseForCausalLM
 
-CONFIG, GATE = "config.json", "gate.safetensors"
+CONFIG, GATE, RELEVANCE = "config.json", "gate.safetensors", "relevance.safetensors"
 #: Of another kind of checkpoint, see `imsm.loramoe`.
 LORAMOE = "loramoe_config.json"
 REQUIRED = (CONFIG, ADAPTER_CONFIG, ADAPTER, GATE)
@@ -62,14 +64,20 @@ def save(
             model.peft_model.save_pretrained(os.fspath(stage), save_embedding_layers=False)
             for extra in (path for path in stage.iterdir() if path.name not in REQUIRED):
                 shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
-            state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.gate.state_dict().items()}
-            save_file(state, stage / GATE, metadata={"format": "pt"})
+            for file, part in parts(model).items():
+                state = {name: tensor.detach().contiguous().cpu() for name, tensor in part.state_dict().items()}
+                save_file(state, stage / file, metadata={"format": "pt"})
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(stage)
             model.generation_config.save_pretrained(stage)
             (stage / "README.md").write_text(card.render(model), encoding="utf-8")
     if push_to_hub:
         push(model, repo_id or Path(folder).name, **kwargs)
+
+
+def parts(model: SiameseForCausalLM) -> dict[str, nn.Module]:
+    """What a model has beside base and adapter, by the file that it is kept in."""
+    return {GATE: model.gate} | ({RELEVANCE: model.relevance} if model.relevance is not None else {})
 
 
 def push(
@@ -99,7 +107,7 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
     Raises:
         InputError: the folder is missing or incomplete, of another kind, or written by a newer version.
     """
-    folder = fetch(name, (*REQUIRED, "generation_config.json", LORAMOE), "checkpoint", hub)
+    folder = fetch(name, (*REQUIRED, RELEVANCE, "generation_config.json", LORAMOE), "checkpoint", hub)
     missing = [file for file in REQUIRED if not (folder / file).is_file()]
     if missing:
         raise InputError(
@@ -160,7 +168,8 @@ def load(
     base_model, _ = building.load_base(base, {key: value for key, value in kwargs.items() if value is not None})
     refuse_other_base(config, base_model, folder)
     model = cls(config, building.attach_adapter(base_model, folder))
-    load_gate(model, folder)
+    for file, part in parts(model).items():
+        load_part(part, folder / file)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = os.fspath(name)
@@ -180,20 +189,20 @@ def refuse_other_base(config: SiameseConfig, base: PreTrainedModel, folder: Path
             )
 
 
-def load_gate(model: SiameseForCausalLM, folder: Path) -> None:
-    """Reads the gate's weights into the model.
+def load_part(part: nn.Module, path: Path) -> None:
+    """Reads the weights of gate or relevance head.
 
     Raises:
-        InputError: the file is damaged or does not fit the gate.
+        InputError: the file is missing, damaged or does not fit.
     """
     try:
-        state = load_file(folder / GATE)
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} is not a complete siamese checkpoint: {path.name} missing") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / GATE} is damaged: {first_line(error)}") from error
-    own = model.gate.state_dict()
-    if {k: tuple(v.shape) for k, v in state.items()} != {k: tuple(v.shape) for k, v in own.items()}:
-        raise InputError(
-            f"{folder / GATE} does not fit a {model.config.gate!r} gate of rank {model.config.gate_rank}: it holds "
-            f"{ {k: tuple(v.shape) for k, v in state.items()} }"
-        )
-    model.gate.load_state_dict(state)
+        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    own = {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
+    held = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if held != own:
+        raise InputError(f"{path} does not fit the settings in {CONFIG}: it holds {held}, expected {own}")
+    part.load_state_dict(state)

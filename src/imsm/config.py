@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 #: Raised with every change of the checkpoint folder that an older `imsm` could not read.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class SiameseConfig(PretrainedConfig):
@@ -23,6 +23,7 @@ class SiameseConfig(PretrainedConfig):
         gate: a key of `imsm.GATES`.
         gate_rank: rank r of the gate's two maps W_A and W_B (paper: 8).
         gate_dropout: dropout after each of the gate's two maps in training (paper: 0.1).
+        relevance: whether a relevance head stands in front of the gate.
         format_version: version of the checkpoint folder's layout.
         training: what the model was trained on and how, for the model card and `imsm info`.
     """
@@ -40,6 +41,7 @@ class SiameseConfig(PretrainedConfig):
         gate: str = "query_aware",
         gate_rank: int = 8,
         gate_dropout: float = 0.1,
+        relevance: bool = False,
         format_version: int = FORMAT_VERSION,
         training: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -53,6 +55,7 @@ class SiameseConfig(PretrainedConfig):
         self.gate = gate
         self.gate_rank = gate_rank
         self.gate_dropout = gate_dropout
+        self.relevance = relevance
         self.format_version = format_version
         self.training = training or {}
         super().__init__(**kwargs)

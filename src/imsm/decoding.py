@@ -11,14 +11,15 @@ from transformers import CompileConfig, DynamicCache, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 
-from imsm.cache import TwinCache
+from imsm.cache import TwinCache, joinable
 from imsm.errors import InputError
 from imsm.gates import Mix
+from imsm.mixing import Recall
 from imsm.streams import Streams
 
 Query = tuple[Tensor | None, Tensor | None]
-#: From both memories, the pooled query and a constant in place of the gate to what the head is given.
-Weave = Callable[["tuple[Tensor, Tensor]", Query, "float | None"], Tensor]
+#: From both memories, the pooled query and what the call says of the mix to what the head is given.
+Weave = Callable[["tuple[Tensor, Tensor]", Query, Recall], Tensor]
 
 
 class CompiledStep:
@@ -37,7 +38,7 @@ class CompiledStep:
         self._step = torch.compile(self._traced, **config.to_dict())
 
     def __call__(
-        self, kind: str, inputs: dict[str, Any], cache: Cache, query: Query, force_gate: float | None
+        self, kind: str, inputs: dict[str, Any], cache: Cache, query: Query, recall: Recall
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, 1, V) and memories (B or 2B, 1, d) of the step.
 
@@ -46,15 +47,15 @@ class CompiledStep:
             inputs: of the model, for B rows.
             cache: static, of the rows that the pass has.
             query: pooled query (q̄, q̄') that the gate needs.
-            force_gate: constant in its place.
+            recall: what the call says of the mix.
         """
         model, inputs = self.streams.prepared(kind, self._with_mask(inputs, cache), cache)
-        logits, memory = self._step(kind, model, inputs, query, force_gate)
+        logits, memory = self._step(kind, model, inputs, query, recall)
         # A captured graph (CUDA) writes into the same place again at the next step.
         return logits, memory.clone()
 
     def _traced(
-        self, kind: str, model: Any, inputs: dict[str, Any], query: Query, force_gate: float | None
+        self, kind: str, model: Any, inputs: dict[str, Any], query: Query, recall: Recall
     ) -> tuple[Tensor, Tensor]:
         memories: list[Tensor] = []
 
@@ -63,7 +64,7 @@ class CompiledStep:
             if kind != "shared":
                 return memory
             base, tuned = memory.chunk(2)
-            return self.weave((base, tuned), query, force_gate)
+            return self.weave((base, tuned), query, recall)
 
         with self.streams.tap.replacing(weave):
             logits = model(**inputs).logits
@@ -88,7 +89,8 @@ class TwinGenerationMixin(GenerationMixin):
 
     streams: Streams
     base: Any
-    gate: Any
+    relevance: Any
+    pools_query: bool
     passes: Any
     device: Any
     _mix: Callable[..., Mix]
@@ -123,6 +125,12 @@ class TwinGenerationMixin(GenerationMixin):
             return made.get(self.streams.cache_name)
 
         force_gate = model_kwargs.get("force_gate")
+        # The frozen stream says first whether the other is needed at all.
+        whole = generation_config.prefill_chunk_size is None and not generation_config.is_assistant
+        cache.settles = given is None and whole and force_gate is None and self.relevance is not None
+        if cache.settles and joinable(first := half()):
+            cache.base, cache.tuned = first, half()
+            return
         if force_gate not in (0, 1) and self.passes == "shared" and generation_config.prefill_chunk_size is None:
             cache.shared, cache.once = half(), self.streams.once or 0
             return
@@ -164,16 +172,16 @@ class TwinGenerationMixin(GenerationMixin):
         return call
 
     def _decode_compiled(
-        self, step: CompiledStep, inputs: dict[str, Any], cache: TwinCache, force_gate: float | None, attended: Tensor
+        self, step: CompiledStep, inputs: dict[str, Any], cache: TwinCache, recall: Recall, attended: Tensor
     ) -> Tensor:
         """Logits (B, 1, V) of one compiled step; the cache, and the query in it, are there already."""
         inputs = {name: value for name, value in inputs.items() if value is not None}
         kind = "shared" if cache.shared is not None else "frozen" if cache.base is not None else "tuned"
         query: Query = (None, None)
-        if force_gate is None and self.gate.uses_query:
+        if recall.force is None and self.pools_query:
             assert cache.query is not None
             query = cache.query
-        logits, memory = step(kind, inputs, cache.parts[0], query, force_gate)
+        logits, memory = step(kind, inputs, cache.parts[0], query, recall)
         base, tuned = memory.chunk(2) if kind == "shared" else (memory, memory)
         cache.record(base if kind != "tuned" else None, tuned if kind != "frozen" else None, attended)
         return logits

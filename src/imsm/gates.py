@@ -24,6 +24,25 @@ class Mix(NamedTuple):
     gate: Tensor
 
 
+class Dial(NamedTuple):
+    """How far a gate is turned towards the base model, after training.
+
+    shift: added to the gate's logits; () or (B, 1, 1), one for each row. ∞ is the base model, −∞ the adapted one.
+    floor, ceiling: least and greatest weight of the frozen memory.
+    """
+
+    shift: Tensor
+    floor: Tensor
+    ceiling: Tensor
+
+    def turn(self, gate: Tensor) -> Tensor:
+        """The weight of the frozen memory, (..., d) float32, after the turn of `gate` (..., d)."""
+        shift = self.shift
+        turned = torch.sigmoid(torch.logit(gate) + torch.where(torch.isinf(shift), 0.0, shift))
+        turned = torch.where(torch.isinf(shift), (shift > 0).float(), turned)
+        return torch.minimum(torch.maximum(turned, self.floor), self.ceiling)
+
+
 def interweave(base: Tensor, tuned: Tensor, gate: Tensor | float) -> Tensor:
     """h* = gate ∘ h + (1 − gate) ∘ h', in float32, returned in the dtype of `tuned`.
 
@@ -38,6 +57,11 @@ def low_rank(x: Tensor, down: nn.Linear, up: nn.Linear, dropout: nn.Dropout) -> 
     with torch.autocast(x.device.type, enabled=False):
         x = dropout(nn.functional.linear(x.float(), down.weight.float()))
         return dropout(nn.functional.linear(x, up.weight.float()))
+
+
+def dialled(gate: Tensor, dial: Dial | None) -> Tensor:
+    """The gate, turned if there is a dial."""
+    return gate if dial is None else dial.turn(gate)
 
 
 class TokenGate(nn.Module):
@@ -59,9 +83,16 @@ class TokenGate(nn.Module):
         x = torch.cat(torch.broadcast_tensors(*(feature.float() for feature in features)), dim=-1)
         return torch.sigmoid(low_rank(x, self.down, self.up, self.dropout))
 
-    def forward(self, base: Tensor, tuned: Tensor, base_query: Tensor | None, tuned_query: Tensor | None) -> Mix:
+    def forward(
+        self,
+        base: Tensor,
+        tuned: Tensor,
+        base_query: Tensor | None,
+        tuned_query: Tensor | None,
+        dial: Dial | None = None,
+    ) -> Mix:
         """Memories h, h' (..., d) and pooled queries q̄, q̄', which broadcast to them, to the interwoven memory."""
-        gate = self.weight(base, tuned)
+        gate = dialled(self.weight(base, tuned), dial)
         return Mix(interweave(base, tuned, gate), gate)
 
 
@@ -71,9 +102,16 @@ class QueryAwareGate(TokenGate):
     inputs = 4
     uses_query = True
 
-    def forward(self, base: Tensor, tuned: Tensor, base_query: Tensor | None, tuned_query: Tensor | None) -> Mix:
+    def forward(
+        self,
+        base: Tensor,
+        tuned: Tensor,
+        base_query: Tensor | None,
+        tuned_query: Tensor | None,
+        dial: Dial | None = None,
+    ) -> Mix:
         assert base_query is not None and tuned_query is not None
-        gate = self.weight(base_query, base, tuned, tuned_query)
+        gate = dialled(self.weight(base_query, base, tuned, tuned_query), dial)
         return Mix(interweave(base, tuned, gate), gate)
 
 
@@ -85,9 +123,39 @@ class AverageGate(nn.Module):
     def __init__(self, hidden_size: int, rank: int, dropout: float) -> None:
         super().__init__()
 
-    def forward(self, base: Tensor, tuned: Tensor, base_query: Tensor | None, tuned_query: Tensor | None) -> Mix:
-        gate = torch.full_like(base, 0.5, dtype=torch.float32)
+    def forward(
+        self,
+        base: Tensor,
+        tuned: Tensor,
+        base_query: Tensor | None,
+        tuned_query: Tensor | None,
+        dial: Dial | None = None,
+    ) -> Mix:
+        gate = dialled(torch.full_like(base, 0.5, dtype=torch.float32), dial)
         return Mix(interweave(base, tuned, gate), gate)
+
+
+class TunedGate(nn.Module):
+    """h* = h': the adapted model alone. Nothing to learn; behind a relevance head, each query has one mind."""
+
+    #: A finite turn of the dial changes nothing.
+    tuned_alone = True
+
+    uses_query = False
+
+    def __init__(self, hidden_size: int, rank: int, dropout: float) -> None:
+        super().__init__()
+
+    def forward(
+        self,
+        base: Tensor,
+        tuned: Tensor,
+        base_query: Tensor | None,
+        tuned_query: Tensor | None,
+        dial: Dial | None = None,
+    ) -> Mix:
+        gate = dialled(torch.zeros_like(tuned, dtype=torch.float32), dial)
+        return Mix(tuned if dial is None else interweave(base, tuned, gate), gate)
 
 
 class ResidualGate(TokenGate):
@@ -108,8 +176,15 @@ class ProjectedGate(TokenGate):
         self.project_down = nn.Linear(2 * hidden_size, rank, bias=False, dtype=torch.float32)
         self.project_up = nn.Linear(rank, hidden_size, bias=False, dtype=torch.float32)
 
-    def forward(self, base: Tensor, tuned: Tensor, base_query: Tensor | None, tuned_query: Tensor | None) -> Mix:
-        memory, gate = super().forward(base, tuned.float(), base_query, tuned_query)
+    def forward(
+        self,
+        base: Tensor,
+        tuned: Tensor,
+        base_query: Tensor | None,
+        tuned_query: Tensor | None,
+        dial: Dial | None = None,
+    ) -> Mix:
+        memory, gate = super().forward(base, tuned.float(), base_query, tuned_query, dial)
         both = torch.cat([base.float(), memory], dim=-1)
         return Mix(low_rank(both, self.project_down, self.project_up, self.dropout).to(tuned.dtype), gate)
 
@@ -119,10 +194,17 @@ class QueryBlendedGate(TokenGate):
 
     uses_query = True
 
-    def forward(self, base: Tensor, tuned: Tensor, base_query: Tensor | None, tuned_query: Tensor | None) -> Mix:
+    def forward(
+        self,
+        base: Tensor,
+        tuned: Tensor,
+        base_query: Tensor | None,
+        tuned_query: Tensor | None,
+        dial: Dial | None = None,
+    ) -> Mix:
         assert base_query is not None and tuned_query is not None
         blended, blended_tuned = 0.5 * base.float() + 0.5 * base_query, 0.5 * tuned.float() + 0.5 * tuned_query
-        memory, gate = super().forward(blended, blended_tuned, None, None)
+        memory, gate = super().forward(blended, blended_tuned, None, None, dial)
         return Mix(memory.to(tuned.dtype), gate)
 
 
@@ -130,6 +212,7 @@ GATES: dict[str, type[nn.Module]] = {
     "query_aware": QueryAwareGate,
     "token": TokenGate,
     "average": AverageGate,
+    "tuned": TunedGate,
     "residual": ResidualGate,
     "projected": ProjectedGate,
     "query_blended": QueryBlendedGate,

@@ -20,13 +20,12 @@ from imsm.cache import TwinCache
 from imsm.config import SiameseConfig
 from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.errors import InputError
-from imsm.gates import Mix, build_gate, interweave
+from imsm.gates import Mix, build_gate
 from imsm.loss import answer_loss
-from imsm.query import IGNORE, answer_boundaries, attended_tokens, example_starts, pool, pool_within
-from imsm.streams import Streams
-
-#: One tensor of the frozen stream, one of the tuned; None for a stream that was not run.
-Pair = tuple[Tensor | None, Tensor | None]
+from imsm.mixing import Pair, Recall, mix, recall_of, recalled, sole_stream
+from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries
+from imsm.relevance import RelevanceHead
+from imsm.streams import Streams, nothing
 
 
 @dataclass
@@ -52,7 +51,8 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
     """A causal language model that keeps both minds: the base model's and the adapter's (paper: "Methodology").
 
     Build it with `from_base`, load it with `from_pretrained`. `peft_model` and `gate` are its two parts;
-    `gate.down.weight` is W_A (r, 4d) and `gate.up.weight` W_B (d, r).
+    `gate.down.weight` is W_A (r, 4d) and `gate.up.weight` W_B (d, r). `relevance`, if there is one, is the head in front
+    of the gate that leaves to the base model what is not the task's.
     """
 
     config_class = SiameseConfig
@@ -76,7 +76,9 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         self._two_passes = False
         head = self.base.get_output_embeddings()
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
-        self.gate.to(next(head.parameters()).device)
+        self.relevance: RelevanceHead | None = RelevanceHead(config.hidden_size) if config.relevance else None
+        for part in filter(None, (self.gate, self.relevance)):
+            part.to(next(head.parameters()).device)
         self.generation_config = copy.deepcopy(self.base.generation_config)
         self.post_init()
 
@@ -168,6 +170,16 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         """The base model (the adapter's layers, if any, sit inside it)."""
         return self.streams.base
 
+    @property
+    def pools_query(self) -> bool:
+        """Whether the mix depends on the pooled query."""
+        return self.relevance is not None or bool(self.gate.uses_query)
+
+    def set_relevance(self, head: RelevanceHead | None) -> None:
+        """Puts a relevance head in front of the gate, or takes it away."""
+        self.relevance = None if head is None else head.to(next(self.get_output_embeddings().parameters()).device)
+        self.config.relevance = head is not None
+
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
 
@@ -209,6 +221,9 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         output_memories: bool = False,
         output_logits: bool = False,
         force_gate: float | None = None,
+        recall: float | Tensor | None = None,
+        recall_floor: float | Tensor | None = None,
+        recall_ceiling: float | Tensor | None = None,
         prompt_length: int | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
@@ -234,6 +249,9 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             output_logits: with labels, also give logits; otherwise the head runs on supervised positions alone.
             force_gate: use this constant in place of the learned mix: 1 is the base model, 0 the adapted one. The
                 stream that has no say is not run.
+            recall: the dial: added to the logits of gate and relevance head, one number or one for each row, (B,). 0 is the
+                mix as trained, ∞ the base model, −∞ the adapted one.
+            recall_floor, recall_ceiling: least and greatest weight of the frozen memory, 0 and 1 unless given.
             prompt_length: leading tokens (padding and cached ones counted) that are the query; set by `generate`.
             num_items_in_batch: divisor of the loss instead of the number of supervised positions.
             base_memory: (N, d), the frozen memories of the supervised positions, row by row; with labels only. The
@@ -250,13 +268,15 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             use_cache = labels is None and not self.training
         use_cache = use_cache or past_key_values is not None
         cache = twin_cache(past_key_values) if use_cache else None
-        run_base, run_tuned = (output_memories or force_gate != 0), (output_memories or force_gate != 1)
-        recall: Pair | None = None if base_memory is None else (base_memory, base_query)
-        if recall is not None:
+        banked: Pair | None = None if base_memory is None else (base_memory, base_query)
+        device = self.get_output_embeddings().weight.device
+        how = recall_of(force_gate, recall, recall_floor, recall_ceiling, tokens.shape[0], device)
+        if cache is not None and cache.sole is not None and how.force is None:
+            how = Recall(cache.sole)
+        run_base, run_tuned = (output_memories or how.force != 0), (output_memories or how.force != 1)
+        if banked is not None:
             run_base = False
-            self._refuse_recall(
-                recall, labels, use_cache or output_logits or output_gate or output_memories, force_gate
-            )
+            self._refuse_bank(banked, labels, use_cache or output_logits or output_gate or output_memories, how)
         if cache is not None:
             cache.require(base=run_base, tuned=run_tuned)
         attended = attended_tokens(attention_mask, tokens)
@@ -268,7 +288,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             and not (output_gate or output_memories)
         ):
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
-            decoded = self._decode_compiled(self.compiled_step, inputs, cache, force_gate, attended)
+            decoded = self._decode_compiled(self.compiled_step, inputs, cache, how, attended)
             return SiameseOutput(logits=decoded, past_key_values=cache)
         first = None
         if position_ids is not None and position_ids.dim() == 2 and attention_mask is None and not use_cache:
@@ -292,15 +312,31 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         answers_only = supervised is not None and not (output_logits or output_gate or output_memories)
         kept = slice(0, length) if supervised is not None else kept_positions(logits_to_keep, length)
         extras: dict[str, Tensor | None] = {}
+        queries: Queries | None = None
+        if how.force is None and self.pools_query and (cache is None or cache.query is None):
+            past = cache.past_sums() if cache is not None else None
+            if prompt_length is None and cache is not None:
+                prompt_length = cache.prompt_length
+            queries = kept_queries(
+                attended,
+                kept,
+                labels=None if labels is None else labels.to(attended.device),
+                prompt_mask=prompt_mask,
+                prompt_length=prompt_length,
+                first=first,
+                seen=cache.seen if cache is not None else 0,
+                past_count=None if past is None else past.count,
+            )
 
         def weave(base: Tensor | None, tuned: Tensor | None) -> Tensor:
             """The memories (B, T, d) of the streams that were run, to what the head is given."""
             query: Pair = (None, None)
-            if force_gate is None and self.gate.uses_query:
-                query = self._pooled_query(
-                    base, tuned, attended, kept, cache, labels, prompt_mask, prompt_length, first
-                )
+            if how.force is None and self.pools_query:
+                query = self._pooled(queries, base, tuned, cache)
             if cache is not None:
+                if queries is not None and queries.whole and how.force is None:
+                    cache.query = query
+                    cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
                 cache.record(base, tuned, attended)
             where = supervised if answers_only else (slice(None), kept)
             memories = (None if base is None else base[where], None if tuned is None else tuned[where])
@@ -309,13 +345,39 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
                     None if query[0] is None else query[0].expand(-1, length, -1)[where],
                     None if query[1] is None else query[1].expand(-1, length, -1)[where],
                 )
-            if recall is not None:
-                memories, query = recalled(recall, (memories[1], query[1]))
-            mix = self._mix(memories, query, force_gate)
-            extras.update(gate=mix.gate, base_memory=memories[0], tuned_memory=memories[1])
-            return mix.memory[None] if answers_only else mix.memory
+            if banked is not None:
+                memories, query = recalled(banked, (memories[1], query[1]))
+            mixed = self._mix(memories, query, how.at(supervised) if answers_only and supervised is not None else how)
+            extras.update(gate=mixed.gate, base_memory=memories[0], tuned_memory=memories[1])
+            return mixed.memory[None] if answers_only else mixed.memory
 
-        output = self._run(inputs, cache, run_base, run_tuned, weave)
+        def settle(base: Tensor) -> float | None:
+            """What the frozen memories (B, T, d) of the whole prompt make of the mix, if that is one stream alone."""
+            nonlocal how
+            assert queries is not None and cache is not None
+            cache.sole = sole_stream(self.gate, self.relevance, queries.mean(base), how)
+            if cache.sole is not None:
+                how = Recall(cache.sole)
+            return cache.sole
+
+        settles = (
+            cache is not None
+            and cache.settles
+            and cache.seen == 0
+            and queries is not None
+            and queries.whole
+            and prompt_mask is None
+            and not (output_gate or output_memories)
+        )
+        output = self._run(inputs, cache, run_base, run_tuned, weave, settle if settles else None)
+        if (
+            settles
+            and cache is not None
+            and cache.shared is not None
+            and cache.sole is None
+            and cache.query is not None
+        ):
+            cache.drop(sole_stream(self.gate, self.relevance, cache.query[0], how))
 
         logits, loss = output.logits, None
         if supervised is not None and targets is not None:
@@ -339,8 +401,12 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         run_base: bool,
         run_tuned: bool,
         weave: Callable[[Tensor | None, Tensor | None], Tensor],
+        settle: Callable[[Tensor], float | None] | None = None,
     ) -> Any:
-        """The streams asked for, in one pass if they can share it; their caches go into `cache`."""
+        """The streams asked for, in one pass if they can share it; their caches go into `cache`.
+
+        `settle` says after the frozen pass which stream alone is needed from there on, if one is.
+        """
         streams = self.streams
         if run_base and run_tuned and self._shares_a_pass(cache):
             output = streams.both(
@@ -351,19 +417,28 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             streams.tap.memory = None
             return output
         base_cache, tuned_cache = (cache.base, cache.tuned) if cache is not None else (None, None)
-        if not run_tuned:
-            output = streams.frozen(inputs, base_cache, lambda memory: weave(memory, None))
-            base_cache = streams.cache_of(output)
-        else:
-            base_memory = None
-            if run_base:
-                base_cache = streams.cache_of(streams.frozen(inputs, base_cache))
-                base_memory = streams.tap.memory
+        base_memory = sole = None
+
+        def first(memory: Tensor) -> Tensor:
+            """The frozen memories to what the head is given in the frozen pass."""
+            nonlocal sole
+            if run_tuned and settle is not None:
+                sole = settle(memory)
+            return weave(memory, None) if sole == 1 or not run_tuned else nothing(memory)
+
+        if run_base:
+            output = streams.frozen(inputs, base_cache, first)
+            base_cache, base_memory = streams.cache_of(output), streams.tap.memory
+        if run_tuned and sole != 1:
+            base_memory = None if sole == 0 else base_memory
             output = streams.tuned(inputs, tuned_cache, lambda memory: weave(base_memory, memory))
             tuned_cache = streams.cache_of(output)
         if cache is not None:
             # A stream that was left out lacks these tokens for good.
-            cache.base, cache.tuned = base_cache if run_base else None, tuned_cache if run_tuned else None
+            cache.base = base_cache if run_base and sole != 0 else None
+            cache.tuned = tuned_cache if run_tuned and sole != 1 else None
+            if settle is not None and sole is None and self.passes == "shared":
+                cache.join(streams.once or 0)
         streams.tap.memory = None
         return output
 
@@ -393,107 +468,29 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             return cache.shared is not None
         return self.passes == "shared" and not self.training and not torch.is_grad_enabled()
 
-    def _refuse_recall(self, recall: Pair, labels: Tensor | None, more: bool, force_gate: float | None) -> None:
-        if labels is None or more or force_gate is not None:
+    def _refuse_bank(self, banked: Pair, labels: Tensor | None, more: bool, how: Recall) -> None:
+        if labels is None or more or how != Recall():
             raise InputError(
                 "base_memory stands in for the frozen stream where nothing but the loss is wanted: give labels with it, "
-                "and leave out use_cache, past_key_values, output_logits, output_gate, output_memories and force_gate"
+                "and leave out use_cache, past_key_values, output_logits, output_gate, output_memories, force_gate and "
+                "recall"
             )
-        if self.gate.uses_query and recall[1] is None:
+        if self.pools_query and banked[1] is None:
             raise InputError(f"the gate {self.config.gate!r} needs base_query beside base_memory")
 
-    def _pooled_query(
-        self,
-        base: Tensor | None,
-        tuned: Tensor | None,
-        attended: Tensor,
-        kept: slice | Tensor,
-        cache: TwinCache | None,
-        labels: Tensor | None,
-        prompt_mask: Tensor | None,
-        prompt_length: int | None,
-        first: Tensor | None,
+    def _pooled(
+        self, queries: Queries | None, base: Tensor | None, tuned: Tensor | None, cache: TwinCache | None
     ) -> Pair:
         """q̄ and q̄', each (B, K or 1, d) float32, for the kept positions."""
-        if cache is not None and cache.query is not None:
+        if queries is None:
+            assert cache is not None and cache.query is not None
             return cache.query
-        if cache is not None and prompt_length is None:
-            prompt_length = cache.prompt_length
-        batch, length = attended.shape
         past = cache.past_sums() if cache is not None else None
-        seen = cache.seen if cache is not None else 0
-        last = None
-        if prompt_mask is not None:
-            if first is not None:
-                raise InputError("prompt_mask cannot be given with packed examples; give labels, or one example a row")
-            if seen > 0 or prompt_mask.shape[1] > length:
-                raise InputError(
-                    f"prompt_mask must come with the sequence's first tokens and cover no more than them, got "
-                    f"{prompt_mask.shape[1]} columns for {length} tokens after {seen} cached ones; leave it out, and "
-                    "the query is all that precedes the answer"
-                )
-            attended = attended & nn.functional.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1]))
-            last = length - 1
-        elif prompt_length is not None and prompt_length <= seen + length:
-            last = max(prompt_length - 1 - seen, 0)
-        if last is not None:
-            boundary = torch.full((batch, 1), last, device=attended.device)
-        elif labels is not None:
-            count = None if past is None else past.count
-            boundary = answer_boundaries(labels.to(attended.device), attended, count, first)
-            if first is None and bool((boundary == boundary[:, :1]).all()):
-                boundary = boundary[:, :1]
-            elif past is None:
-                return (
-                    None if base is None else pool_within(base, attended, boundary, first),
-                    None if tuned is None else pool_within(tuned, attended, boundary, first),
-                )
-        else:
-            boundary = torch.arange(length, device=attended.device).expand(batch, -1)
-            if first is not None:
-                return (
-                    None if base is None else pool_within(base, attended, boundary, first)[:, kept],
-                    None if tuned is None else pool_within(tuned, attended, boundary, first)[:, kept],
-                )
-            boundary = boundary[:, kept]
-        count = past.count if past is not None else None
-        query: Pair = (
-            None if base is None else pool(base, attended, boundary, past.base if past is not None else None, count),
-            None if tuned is None else pool(tuned, attended, boundary, past.tuned if past is not None else None, count),
+        base_sum, tuned_sum = (None, None) if past is None else (past.base, past.tuned)
+        return (
+            None if base is None else queries.mean(base, past, base_sum),
+            None if tuned is None else queries.mean(tuned, past, tuned_sum),
         )
-        if last is not None and cache is not None:
-            cache.query = query
-            cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
-        return query
 
-    def _mix(self, memories: Pair, query: Pair, force_gate: float | None) -> Mix:
-        base, tuned = memories
-        if force_gate is None:
-            return self.gate(base, tuned, *query)
-        memory = base if tuned is None else tuned if base is None else interweave(base, tuned, force_gate)
-        assert memory is not None
-        return Mix(memory, torch.full_like(memory, force_gate, dtype=torch.float32))
-
-
-def kept_positions(logits_to_keep: int | Tensor, length: int) -> slice | Tensor:
-    """Index of the positions whose logits are wanted: the last so many (0: all), or those of a tensor."""
-    if isinstance(logits_to_keep, Tensor):
-        return logits_to_keep
-    return slice(max(length - logits_to_keep, 0) if logits_to_keep else 0, length)
-
-
-def recalled(frozen: Pair, tuned: Pair) -> tuple[Pair, Pair]:
-    """Memories, and pooled queries, of both streams from (memory, query) of each, the frozen ones as a bank gave them.
-
-    Raises:
-        InputError: the frozen ones are not one for each supervised position.
-    """
-    memory, query = tuned
-    assert memory is not None
-    for name, given in zip(("base_memory", "base_query"), frozen, strict=True):
-        if given is not None and given.shape != memory.shape:
-            raise InputError(
-                f"{name} must be (supervised positions, hidden size) = {tuple(memory.shape)}, got {tuple(given.shape)}"
-            )
-    base, base_query = (None if given is None else given.to(memory.device) for given in frozen)
-    return (base, memory), (base_query if query is not None else None, query)
+    def _mix(self, memories: Pair, query: Pair, how: Recall) -> Mix:
+        return mix(self.gate, self.relevance, memories, query, how)

@@ -44,6 +44,13 @@ def example_starts(position_ids: Tensor) -> Tensor:
     return torch.where(restarts, index, 0).cummax(dim=1).values
 
 
+def kept_positions(logits_to_keep: int | Tensor, length: int) -> slice | Tensor:
+    """Index of the positions whose logits are wanted: the last so many (0: all), or those of a tensor."""
+    if isinstance(logits_to_keep, Tensor):
+        return logits_to_keep
+    return slice(max(length - logits_to_keep, 0) if logits_to_keep else 0, length)
+
+
 def answer_boundaries(
     labels: Tensor, attended: Tensor, past_count: Tensor | None = None, first: Tensor | None = None
 ) -> Tensor:
@@ -80,6 +87,91 @@ def answer_boundaries(
         held = held + past_count
     within = (start >= 0) & (held > 0)
     return torch.where(within if first is None else within & (boundary >= first), boundary, position)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of the positions that a call keeps.
+
+    attended: (B, T) bool, the tokens that may be in one.
+    boundary: last token of each, counted from the first new token: (B, K), or (B, 1) where all are one; (B, T) with
+        `within`. −1: it lies wholly in the cache.
+    first: (B, T), first token of each, where examples are packed.
+    kept: which of T positions are wanted, with `within`.
+    within: every position has a boundary, few of which differ.
+    whole: the query stays as it is for the rest of the answer.
+    """
+
+    attended: Tensor
+    boundary: Tensor
+    first: Tensor | None = None
+    kept: slice | Tensor = slice(None)
+    within: bool = False
+    whole: bool = False
+
+    def mean(self, memory: Tensor, past: RunningQuery | None = None, past_sum: Tensor | None = None) -> Tensor:
+        """Mean memory of each query, (B, K or 1, d) float32.
+
+        Args:
+            memory: (B, T, d), of one stream.
+            past: what a cache knows of the tokens before.
+            past_sum: (B, d), that stream's sum in it.
+        """
+        if self.within:
+            return pool_within(memory, self.attended, self.boundary, self.first)[:, self.kept]
+        return pool(memory, self.attended, self.boundary, past_sum, None if past is None else past.count)
+
+
+def kept_queries(
+    attended: Tensor,
+    kept: slice | Tensor,
+    *,
+    labels: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    prompt_length: int | None = None,
+    first: Tensor | None = None,
+    seen: int = 0,
+    past_count: Tensor | None = None,
+) -> Queries:
+    """Which tokens the query of each kept position holds.
+
+    Args:
+        attended: (B, T) bool, the new tokens that are not padding.
+        kept: which of T positions are wanted.
+        labels, prompt_mask, prompt_length: see `SiameseForCausalLM.forward`; `labels` on the tokens' device.
+        first: `example_starts` of packed rows.
+        seen: tokens in the cache.
+        past_count: (B, 1), how many of them are not padding.
+
+    Raises:
+        InputError: a `prompt_mask` that does not fit the tokens.
+    """
+    batch, length = attended.shape
+    last = None
+    if prompt_mask is not None:
+        if first is not None:
+            raise InputError("prompt_mask cannot be given with packed examples; give labels, or one example a row")
+        if seen > 0 or prompt_mask.shape[1] > length:
+            raise InputError(
+                f"prompt_mask must come with the sequence's first tokens and cover no more than them, got "
+                f"{prompt_mask.shape[1]} columns for {length} tokens after {seen} cached ones; leave it out, and "
+                "the query is all that precedes the answer"
+            )
+        attended = attended & torch.nn.functional.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1]))
+        last = length - 1
+    elif prompt_length is not None and prompt_length <= seen + length:
+        last = max(prompt_length - 1 - seen, 0)
+    if last is not None:
+        return Queries(attended, torch.full((batch, 1), last, device=attended.device), whole=True)
+    if labels is not None:
+        boundary = answer_boundaries(labels, attended, past_count, first)
+        if first is None and bool((boundary == boundary[:, :1]).all()):
+            return Queries(attended, boundary[:, :1])
+        return Queries(attended, boundary, first, within=past_count is None)
+    boundary = torch.arange(length, device=attended.device).expand(batch, -1)
+    if first is not None:
+        return Queries(attended, boundary, first, kept, within=True)
+    return Queries(attended, boundary[:, kept])
 
 
 @dataclass

@@ -8,36 +8,35 @@ model, tokenizer, settings, seed and its number alone. So more of them can be ha
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.data.records import read_records
+from imsm.data.turns import user_turn
 from imsm.errors import InputError
 from imsm.fingerprint import fingerprint
-from imsm.folders import cache_folder
+from imsm.folders import cache_folder, write_text
 from imsm.generation import continuations, prompt_ids, trim
 
 #: Raised with every change of what a round gives.
 FORMAT = 1
 #: How base models begin; the first is nothing but the token that begins a text, where there is one.
 OPENINGS = ("", "The", "A", "In", "I", "How", "What", "Why", "Question:", "To", "When", "There")
-#: What stands in the user's turn while its place in a chat template is looked for.
-MARK = "imsm7c1content"
 #: Rounds in a row that may bring nothing new before a model is taken to have no more to say.
 IDLE_ROUNDS = 8
-SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 GREEDY = {"do_sample": False}
 
 Report = Callable[[int, int], None]
+#: What is kept of a sampled text, told whether it came to its own end; None if nothing is.
+Finish = Callable[[str, bool], str | None]
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,13 @@ class Sample:
     """A prompt and the model's own greedy answer to it.
 
     prompt_ids: as generation would get it, chat template included, (P,).
-    answer_ids: with the end-of-sequence token if it was reached, (A,), A > 0.
+    answer_ids: with the end-of-sequence token if it was reached, (A,); none if it was not asked for.
+    kind: "chat" or "plain" if the model sampled the prompt, "given" if not.
     """
 
     prompt_ids: list[int]
     answer_ids: list[int]
+    kind: str = "given"
 
 
 def sample_texts(
@@ -86,28 +87,30 @@ def sample_texts(
     Raises:
         InputError: the model gives nothing that can be used, or its tokenizer gives nothing to begin with.
     """
-    source: _Sampler | _Given
+    source: Source
     if prompts is None:
-        source = _Sampler(model, tokenizer, seed, prompt_tokens, batch_size)
+        source = Sampler(model, tokenizer, seed, _openings(tokenizer), [prompt_tokens], batch_size)
     else:
         source = _Given(prompts, seed, batch_size)
-    ends = _eos(model, tokenizer)
+    ends = answer_ends(model, tokenizer)
     facts = {"format": FORMAT, "seed": seed, "answer_tokens": answer_tokens, "batch_size": batch_size, "ends": ends}
     key = fingerprint(model, [], {**facts, "source": source.facts(), "tokenizer": tokenizer_facts(tokenizer)})
     path = (cache_folder("samples") if folder is None else folder) / f"{key}.jsonl"
-    rows = _read(path)
-    seen = {tuple(sample.prompt_ids) for _, sample in rows}
-    with _plain_decoding(model):
-        number, idle = (rows[-1][0] + 1 if rows else 0), 0
-        while len(rows) < count and idle < IDLE_ROUNDS and (found := source.round(number)) is not None:
-            fresh = list({tuple(ids): ids for ids in found if tuple(ids) not in seen}.values())
-            seen |= {tuple(ids) for ids in fresh}
-            answered = list(_answered(model, tokenizer, fresh, answer_tokens, ends))
+    rows = read_rows(path)
+    with plain_decoding(model):
+        idle, coming = 0, rounds(source, rows)
+        while len(rows) < count and idle < IDLE_ROUNDS and (found := next(coming, None)) is not None:
+            number, fresh = found
+            said = greedy_answers(model, tokenizer, [sample.prompt_ids for sample in fresh], answer_tokens, ends)
+            answered = [
+                replace(sample, answer_ids=ids)
+                for sample, ids in zip(fresh, said, strict=True)
+                if str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            ]
             if answered:
                 rows += [(number, sample) for sample in answered]
-                _write(path, rows, tokenizer)
+                write_rows(path, rows, tokenizer)
             idle = 0 if answered else idle + 1
-            number += 1
             if report is not None:
                 report(min(len(rows), count), count)
     if not rows:
@@ -118,24 +121,28 @@ def sample_texts(
     return [sample for _, sample in rows[:count]]
 
 
-def read_prompts(source: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def read_prompts(source: str, tokenizer: PreTrainedTokenizerBase, texts: bool = False) -> list[list[int]]:
     """Tokens of the prompts in a file (or Hub data set): `prompt` or `input`, or `messages` up to the last user turn.
+
+    With `texts`, a record may have a plain `text` instead.
 
     Raises:
         InputError: the file cannot be read, or a record has none of these.
     """
     read = read_records(source, "train")
+    keys = ("messages", "prompt", "input", *(["text"] if texts else []))
+    expected = "'prompt', 'input' or 'text'" if texts else "'prompt' or 'input'"
     found = []
     for record in read.records:
-        value = next((record.fields[key] for key in ("messages", "prompt", "input") if key in record.fields), None)
+        value = next((record.fields[key] for key in keys if key in record.fields), None)
         if isinstance(value, list):
             while value and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
                 value = value[:-1]
         if not value or not isinstance(value, (str, list)):
-            keys = ", ".join(map(repr, record.fields)) or "none"
+            given = ", ".join(map(repr, record.fields)) or "none"
             raise InputError(
-                f"{source}, {read.unit} {record.line}: a prompt is expected as 'prompt' or 'input' (a text) or 'messages' (a "
-                f"list), keys found: {keys}"
+                f"{source}, {read.unit} {record.line}: a prompt is expected as {expected} (a text) or 'messages' (a list), "
+                f"keys found: {given}"
             )
         try:
             found.append(prompt_ids(tokenizer, value))
@@ -162,6 +169,29 @@ def degenerate(ids: Sequence[int]) -> bool:
     return not ids or (len(ids) >= 8 and 3 * len(set(ids)) < len(ids))
 
 
+class Source(Protocol):
+    """Rounds of prompts, each of which depends on its number alone."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the rounds depend on beside model and tokenizer, as JSON values."""
+        ...
+
+    def round(self, number: int) -> list[Sample] | None:
+        """The prompts of a round, without answers; None if there is no such round."""
+        ...
+
+
+def rounds(source: Source, rows: Sequence[tuple[int, Sample]]) -> Iterator[tuple[int, list[Sample]]]:
+    """Numbers and prompts of the rounds behind those of `rows`, without prompts that were there before."""
+    number = rows[-1][0] + 1 if rows else 0
+    seen = {tuple(sample.prompt_ids) for _, sample in rows}
+    while (found := source.round(number)) is not None:
+        fresh = {tuple(sample.prompt_ids): sample for sample in found if tuple(sample.prompt_ids) not in seen}
+        seen |= set(fresh)
+        yield number, list(fresh.values())
+        number += 1
+
+
 class _Given:
     """Rounds of given prompts, in an order drawn by the seed."""
 
@@ -173,88 +203,155 @@ class _Given:
     def facts(self) -> dict[str, Any]:
         return {"prompts": self.prompts}
 
-    def round(self, number: int) -> list[list[int]] | None:
+    def round(self, number: int) -> list[Sample] | None:
         start = number * self.batch_size
-        return self.prompts[start : start + self.batch_size] if start < len(self.prompts) else None
+        found = [Sample(ids, []) for ids in self.prompts[start : start + self.batch_size]]
+        return found or None
 
 
-class _Sampler:
-    """Rounds of prompts that the model samples.
+@dataclass(frozen=True)
+class Opening:
+    """What a sampled prompt begins with.
+
+    ids: tokens, at least one.
+    skipped: how many of them the chat template wrote, which are not the text's.
+    kind: "chat" or "plain".
+    behind: a word that ends the text, of a template that ends a turn without special tokens.
+    """
+
+    ids: list[int]
+    skipped: int = 0
+    kind: str = "plain"
+    behind: str = ""
+
+
+def chat_opening(tokenizer: PreTrainedTokenizerBase, text: str = "") -> Opening | None:
+    """The chat template's opened user turn, in which `text` is said already; None if it does not show a user's text."""
+    turn = user_turn(tokenizer)
+    if turn is None:
+        return None
+    before = list(tokenizer(turn.before, add_special_tokens=False)["input_ids"])
+    begun = list(tokenizer(turn.before + text, add_special_tokens=False)["input_ids"])
+    if begun[: len(before)] != before:
+        begun = before + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    # A template without special tokens ends the user's turn with a word such as [/INST].
+    return Opening(begun, len(before), "chat", (turn.behind.split() or [""])[0]) if begun else None
+
+
+def plain_openings(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Opening]:
+    """Openings without markup; of an empty text, the token with which the tokenizer begins any, left out if there is none."""
+    tokens = [list(tokenizer(text)["input_ids"]) for text in texts]
+    return [Opening(ids) for ids in tokens if ids]
+
+
+def _openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
+    """The openings of a chat model's or of a base model's texts.
 
     Raises:
         InputError: the chat template hides the user's text, or the tokenizer gives nothing to begin with.
     """
+    if tokenizer.chat_template:
+        opening = chat_opening(tokenizer)
+        if opening is None:
+            raise InputError(
+                "the tokenizer's chat template does not show the user's text as it is, so no user turn can be opened; "
+                "give general prompts of your own by retain.prompts"
+            )
+        return [opening]
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    tokens = [list(tokenizer(text)["input_ids"]) or ([] if start is None else [start]) for text in OPENINGS]
+    found = [Opening(ids) for ids in tokens if ids]
+    if not found:
+        raise InputError("the tokenizer gives no token for a text to begin with; give retain.prompts")
+    return found
+
+
+class Sampler:
+    """Rounds of prompts that the model samples.
+
+    Args:
+        model: in eval mode, within `plain_decoding`.
+        tokenizer: its tokenizer.
+        seed: of the sampling.
+        openings: what the prompts begin with, taken in turn.
+        limits: most tokens that are sampled behind an opening, taken in turn; those of one limit are decoded together.
+        batch_size: prompts of a round.
+        sampled: settings of the sampling, for `generate`.
+        finish: what is kept of a text; all of any that has a letter or digit unless given.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, longest: int, batch_size: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        openings: Sequence[Opening],
+        limits: Sequence[int],
+        batch_size: int,
+        sampled: Mapping[str, Any] = SAMPLED,
+        finish: Finish | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.seed, self.longest, self.batch_size = seed, longest, batch_size
-        self.chat = bool(tokenizer.chat_template)
-        self.behind = ""
+        self.model, self.tokenizer, self.seed = model, tokenizer, seed
+        self.openings, self.limits, self.batch_size = openings, limits, batch_size
+        self.sampled, self.finish = sampled, finish
         special = [token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special]
-        self.ends = sorted({*special, *tokenizer.all_special_ids, *_eos(model, tokenizer)})
-        if self.chat:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
-            )
-            before, mark, behind = str(text).partition(MARK)
-            if not mark:
-                raise InputError(
-                    "the tokenizer's chat template does not show the user's text as it is, so no user turn can be opened; "
-                    "give general prompts of your own by retain.prompts"
-                )
-            # A template without special tokens ends the user's turn with a word such as [/INST].
-            self.behind = (behind.split() or [""])[0]
-            openings = [list(tokenizer(before, add_special_tokens=False)["input_ids"])]
-        else:
-            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-            openings = [list(tokenizer(text)["input_ids"]) or ([] if start is None else [start]) for text in OPENINGS]
-        self.openings = [ids for ids in openings if ids]
-        if not self.openings:
-            raise InputError("the tokenizer gives no token for a text to begin with; give retain.prompts")
+        self.ends = sorted({*special, *tokenizer.all_special_ids, *answer_ends(model, tokenizer)})
 
     def facts(self) -> dict[str, Any]:
-        return {"openings": self.openings, "prompt_tokens": self.longest, "sampled": SAMPLED, "ends": self.ends}
+        openings = [opening.ids for opening in self.openings]
+        return {
+            "openings": openings,
+            "prompt_tokens": self.limits[0] if len(self.limits) == 1 else list(self.limits),
+            "sampled": self.sampled,
+            "ends": self.ends,
+        }
 
-    def round(self, number: int) -> list[list[int]]:
+    def round(self, number: int) -> list[Sample]:
         device = self.model.device
-        first = number * self.batch_size
-        rows = [self.openings[i % len(self.openings)] for i in range(first, first + self.batch_size)]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        openings = [self.openings[place % len(self.openings)] for place in places]
+        limits = [self.limits[place % len(self.limits)] for place in places]
+        sampled: dict[int, list[int]] = {}
         with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             # Far apart, or the rounds of one seed would be those of the next.
             torch.manual_seed(self.seed * 1_000_003 + number)
-            found = continuations(
-                self.model,
-                rows,
-                pad,
-                max_new_tokens=self.longest,
-                eos_token_id=self.ends,
-                pad_token_id=pad,
-                **SAMPLED,
-            )
-        prompts = []
-        for opening, sequence in zip(rows, found, strict=True):
-            new = [token for token in trim(sequence, self.ends) if token not in self.ends]
-            text = self._text(opening, new)
-            if any(c.isalnum() for c in text) and not degenerate(
-                self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            ):
-                prompts.append(prompt_ids(self.tokenizer, [{"role": "user", "content": text}] if self.chat else text))
-        return prompts
+            for limit in sorted(set(limits)):
+                group = [row for row, its in enumerate(limits) if its == limit]
+                sampled.update(zip(group, self._continued([openings[row].ids for row in group], limit), strict=True))
+        found = [self._prompt(opening, sampled[row]) for row, opening in enumerate(openings)]
+        return [sample for sample in found if sample is not None]
 
-    def _text(self, opening: list[int], new: list[int]) -> str:
-        ids = new if self.chat else opening + new
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        if self.behind:
-            text = text.split(self.behind)[0]
+    def _continued(self, rows: list[list[int]], limit: int) -> list[list[int]]:
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
+        return continuations(
+            self.model, rows, pad, max_new_tokens=limit, eos_token_id=self.ends, pad_token_id=pad, **self.sampled
+        )
+
+    def _prompt(self, opening: Opening, sequence: list[int]) -> Sample | None:
+        """The prompt that an opening and the tokens sampled behind it come to; None if it is none."""
+        new = [token for token in trim(sequence, self.ends) if token not in self.ends]
+        text = str(
+            self.tokenizer.decode(
+                opening.ids[opening.skipped :] + new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+        whole = len(text)
+        if opening.behind:
+            text = text.split(opening.behind)[0]
+        ended = len(new) < len(sequence) or len(text) < whole
         # A character that the limit cut in two is left out.
-        return text.strip().rstrip("\ufffd").strip()
+        text = text.strip().rstrip("\ufffd").strip()
+        kept = text if self.finish is None else self.finish(text, ended)
+        if not kept or not any(c.isalnum() for c in kept):
+            return None
+        if degenerate(self.tokenizer(kept, add_special_tokens=False)["input_ids"]):
+            return None
+        said = [{"role": "user", "content": kept}] if opening.kind == "chat" else kept
+        return Sample(prompt_ids(self.tokenizer, said), [], opening.kind)
 
 
 @contextmanager
-def _plain_decoding(model: PreTrainedModel) -> Iterator[None]:
+def plain_decoding(model: PreTrainedModel) -> Iterator[None]:
     """Within: the model is in eval mode and has no generation settings of its own, which `generate` would add to those
     it is given."""
     was_training, own = model.training, model.generation_config
@@ -267,48 +364,48 @@ def _plain_decoding(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def answer_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = tokenizer.eos_token_id if eos is None else eos
     return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
 
 
-def _answered(
+def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     longest: int,
     ends: list[int],
-) -> Iterator[Sample]:
-    """Greedy answers to the prompts, decoded together, up to one of `ends`; without empty ones."""
+) -> list[list[int]]:
+    """Greedy answers to the prompts, decoded together, up to and with one of `ends`."""
     if not prompts:
-        return
+        return []
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     found = continuations(
         model, prompts, pad, max_new_tokens=longest, eos_token_id=ends or None, pad_token_id=pad, **GREEDY
     )
-    for prompt, sequence in zip(prompts, found, strict=True):
-        answer = trim(sequence, ends)
-        if str(tokenizer.decode(answer, skip_special_tokens=True)).strip():
-            yield Sample(prompt, answer)
+    return [trim(sequence, ends) for sequence in found]
 
 
-def _read(path: Path) -> list[tuple[int, Sample]]:
+def read_rows(path: Path) -> list[tuple[int, Sample]]:
     """The round and text of each line; none if the file is missing or damaged."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [(line["round"], Sample(line["prompt_ids"], line["answer_ids"])) for line in lines]
+        return [
+            (line["round"], Sample(line["prompt_ids"], line["answer_ids"], line.get("kind", "given"))) for line in lines
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def _write(path: Path, rows: list[tuple[int, Sample]], tokenizer: PreTrainedTokenizerBase) -> None:
+def write_rows(path: Path, rows: list[tuple[int, Sample]], tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes beside and renames; the texts stand there too, for the eye."""
     lines = [
         json.dumps(
             {
                 "round": number,
+                "kind": sample.kind,
                 "prompt": tokenizer.decode(sample.prompt_ids),
                 "answer": tokenizer.decode(sample.answer_ids),
                 "prompt_ids": sample.prompt_ids,
@@ -318,15 +415,7 @@ def _write(path: Path, rows: list[tuple[int, Sample]], tokenizer: PreTrainedToke
         )
         for number, sample in rows
     ]
-    beside = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in lines))
-        os.replace(beside, path)
+        write_text(path, "".join(line + "\n" for line in lines))
     except OSError as error:
         raise InputError(f"the sampled texts cannot be kept in {path.parent}: {error}; make room there") from error
-    finally:
-        if beside is not None and os.path.exists(beside):
-            os.unlink(beside)

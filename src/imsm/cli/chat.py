@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 
-from imsm.cli.checkpoint import add_model_arguments, add_sampling_arguments, load_checkpoint, sampling
+from imsm.cli.checkpoint import add_model_arguments, add_sampling_arguments, dial, load_checkpoint, sampling
 from imsm.errors import InputError
 from imsm.generation import stream
 
-HELP = "/reset starts anew · /gate VALUE forces the gate (1 base, 0 tuned, off: learned) · /quit or Ctrl-D ends"
+HELP = (
+    "/reset starts anew · /recall SHIFT turns the dial (inf base, -inf tuned, 0 as trained) · /gate VALUE forces the gate "
+    "(1 base, 0 tuned, off: learned) · /quit or Ctrl-D ends"
+)
 
 
 def run(argv: list[str]) -> int:
@@ -18,7 +22,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--system", help="a system message in front of the conversation")
     add_sampling_arguments(parser)
     args = parser.parse_args(argv)
-    settings = sampling(args)
+    settings, turned = sampling(args), dial(args)
     model, tokenizer = load_checkpoint(args)
     if not tokenizer.chat_template:
         raise InputError("this model's tokenizer has no chat template; use `imsm generate --plain`")
@@ -42,11 +46,14 @@ def run(argv: list[str]) -> int:
         if said.startswith("/gate"):
             force_gate = parse_gate(said)
             continue
+        if said.startswith("/recall"):
+            turned["recall"] = parse_recall(said, turned["recall"])
+            continue
         if said.startswith("/"):
             print(HELP)
             continue
         messages.append({"role": "user", "content": said})
-        extra = {} if force_gate is None else {"force_gate": force_gate}
+        extra = turned if force_gate is None else {"force_gate": force_gate}
         answer = ""
         for piece in stream(model, tokenizer, messages, max_new_tokens=args.max_new_tokens, **settings, **extra):
             print(piece, end="", flush=True)
@@ -66,3 +73,16 @@ def parse_gate(command: str) -> float | None:
         return value
     print("gate as learned")
     return None
+
+
+def parse_recall(command: str, present: float) -> float:
+    """The shift in a `/recall SHIFT` command; anything but a number leaves the present one."""
+    try:
+        value = float(command.removeprefix("/recall"))
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        print(f"recall is {present:g}; give a number, inf or -inf")
+        return present
+    print(f"recall is {value:g}")
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,23 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
     parser.add_argument("--seed", type=int, default=None, help="seed of sampling")
+    parser.add_argument(
+        "--recall",
+        type=float,
+        default=0.0,
+        metavar="SHIFT",
+        help="the dial: shift of the gate's logits; inf is the base model, -inf the adapted one (default: 0, as trained)",
+    )
+    parser.add_argument(
+        "--recall-floor", type=float, default=0.0, metavar="G", help="least weight of the base's memory (default: 0)"
+    )
+    parser.add_argument(
+        "--recall-ceiling",
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="greatest weight of the base's memory (default: 1)",
+    )
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,6 +77,22 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     if args.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+
+
+def dial(args: argparse.Namespace) -> dict[str, float]:
+    """The recall dial as `generate` arguments.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    if math.isnan(args.recall):
+        raise InputError("--recall must be a number, inf or -inf, got nan")
+    if not 0 <= args.recall_floor <= args.recall_ceiling <= 1:
+        raise InputError(
+            "--recall-floor and --recall-ceiling must be 0 ≤ floor ≤ ceiling ≤ 1, got "
+            f"{args.recall_floor:g} and {args.recall_ceiling:g}"
+        )
+    return {"recall": args.recall, "recall_floor": args.recall_floor, "recall_ceiling": args.recall_ceiling}
 
 
 def load_checkpoint(args: argparse.Namespace) -> tuple[SiameseForCausalLM, PreTrainedTokenizerBase]:

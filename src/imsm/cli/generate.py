@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from imsm.cli.checkpoint import add_model_arguments, add_sampling_arguments, load_checkpoint, sampling
+from imsm.cli.checkpoint import add_model_arguments, add_sampling_arguments, dial, load_checkpoint, sampling
 from imsm.errors import InputError
 from imsm.generation import Prompt, answers
 
@@ -36,13 +36,13 @@ def run(argv: list[str]) -> int:
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be a positive integer, got {args.batch_size}")
     texts = read_prompts(args)
-    settings = sampling(args)
+    settings, turned = sampling(args), dial(args)
     model, tokenizer = load_checkpoint(args)
     prompts = [as_prompt(text, chat=bool(tokenizer.chat_template) and not args.plain) for text in texts]
 
     said: dict[str, dict[int, str]] = {}
     for name, gate in MEMORIES.items() if args.compare else [("interwoven", None)]:
-        extra: dict[str, Any] = {} if gate is None else {"force_gate": gate}
+        extra: dict[str, Any] = turned if gate is None else {"force_gate": gate}
         batch = answers(
             model,
             tokenizer,

@@ -51,6 +51,7 @@ def describe(name: str) -> dict[str, Any]:
         f"vocabulary {config.vocab_size}",
         "method": str(getattr(adapter.peft_type, "value", adapter.peft_type)),
         "gate": f"{config.gate}, rank {config.gate_rank}, dropout {config.gate_dropout}",
+        "relevance head": "in front of the gate" if config.relevance else "none",
         "parameters": {
             "adapter": f"{parameters(folder / ADAPTER):,}",
             "gate": f"{parameters(folder / GATE):,}",

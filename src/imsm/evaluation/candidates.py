@@ -98,8 +98,8 @@ def open_candidate(
 
     Args:
         spec: folder or Hub name of a siamese checkpoint, a peft adapter, a LoRAMoE or a plain model. At its end
-            `@gate=0.25` fixes a siamese model's gate (1 is the base, 0 the adapter), `@scale=0.5` the strength of a
-            siamese or peft model's adapter (0 is the base, 1 the adapter).
+            `@gate=0.25` fixes a siamese model's gate (1 is the base, 0 the adapter), `@recall=1.5` turns its dial (0 is as
+            trained), `@scale=0.5` sets the strength of a siamese or peft model's adapter (0 is the base, 1 the adapter).
         base: folder or Hub name of the base model, if not the one that the checkpoint names. A plain model does not
             name one; without `base` it counts as its own.
         dtype: "auto" (as the base was saved) or a dtype's name.
@@ -112,17 +112,19 @@ def open_candidate(
     name, dials = read_spec(spec)
     folder = fetch(name, FACTS, "checkpoint", {})
     kind = kind_of(folder)
-    allowed = {"siamese": {"gate", "scale"}, "peft": {"scale"}}.get(kind, set())
+    allowed = {"siamese": {"gate", "recall", "scale"}, "peft": {"scale"}}.get(kind, set())
     for dial in dials:
         if dial not in allowed:
             raise InputError(
-                f"{spec}: @{dial}=… needs a {'siamese' if dial == 'gate' else 'siamese or peft'} checkpoint, and {name} "
+                f"{spec}: @{dial}=… needs a {'siamese or peft' if dial == 'scale' else 'siamese'} checkpoint, and {name} "
                 f"is {'a plain model' if kind == 'plain' else kind}"
             )
     loading = Loading(dtype, device, trust_remote_code)
     candidate = OPENERS[kind](spec, name, folder, base, loading)
     if "gate" in dials:
         candidate.generate_kwargs["force_gate"] = dials["gate"]
+    if "recall" in dials:
+        candidate.generate_kwargs["recall"] = dials["recall"]
     if "scale" in dials:
         model = candidate.model
         with candidate.base_pass() as frozen:
@@ -141,18 +143,24 @@ def read_spec(spec: str) -> tuple[str, dict[str, float]]:
     name, dials = spec, {}
     while not Path(name).exists() and (match := re.fullmatch(r"(.+)@([^@=/]*)=([^@/]*)", name)):
         name, dial, text = match.groups()
-        if dial not in ("gate", "scale"):
-            raise InputError(f"{spec}: unknown suffix '@{dial}'; there are @gate=… and @scale=…")
+        if dial not in ("gate", "recall", "scale"):
+            raise InputError(f"{spec}: unknown suffix '@{dial}'; there are @gate=…, @recall=… and @scale=…")
         try:
             value = float(text)
         except ValueError:
             value = math.nan
         if dial == "gate" and not 0 <= value <= 1:
             raise InputError(f"{spec}: @gate must be a number from 0 (the adapter) to 1 (the base model), got {text!r}")
+        if dial == "recall" and math.isnan(value):
+            raise InputError(
+                f"{spec}: @recall must be a number, inf (the base model) or -inf (the adapter), got {text!r}"
+            )
         if dial == "scale" and not 0 <= value < math.inf:
             raise InputError(f"{spec}: @scale must be a number from 0 (the base model), 1 is the adapter, got {text!r}")
         if dial in dials:
             raise InputError(f"{spec}: @{dial} is given twice")
+        if {dial, *dials} >= {"gate", "recall"}:
+            raise InputError(f"{spec}: @gate leaves @recall nothing to turn; give one of them")
         dials[dial] = value
     return name, dials
 

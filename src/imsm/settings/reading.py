@@ -49,6 +49,9 @@ def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = N
     """
     values = _flatten(read_mapping(Path(path), "settings", "settings as 'key: value'")) if path is not None else {}
     texts = dict(overrides or {})
+    for group, kind in groups().items():
+        if texts.get(group) in ("on", "off") and switched(texts[group], kind) != texts[group]:
+            texts[f"{group}.mode"] = texts.pop(group)
     known = setting_types()
     for key in texts:
         if key not in known and not re.fullmatch(r"adapter\..+", key):
@@ -120,6 +123,7 @@ def setting_types() -> dict[str, Any]:
 
 def _flatten(content: dict[Any, Any]) -> dict[str, Any]:
     """Dotted keys from the file's nested mapping; unknown ones raise."""
+    content = {key: switched(value, groups()[key]) if key in groups() else value for key, value in content.items()}
     flat = {str(key): value for key, value in content.items() if key not in groups()}
     for group, kind in groups().items():
         values = content.get(group, {})
@@ -135,6 +139,13 @@ def _flatten(content: dict[Any, Any]) -> dict[str, Any]:
         if key not in known:
             raise InputError(f"unknown setting {key!r}{nearest(key, known)}")
     return flat
+
+
+def switched(value: Any, group: Any) -> Any:
+    """`on` or `off` in place of a group that has a mode, as the group; anything else as it is."""
+    if "mode" not in {f.name for f in fields(group)} or not (isinstance(value, bool) or value in ("on", "off")):
+        return value
+    return {"mode": value}
 
 
 def _adapter(base: Any, texts: dict[str, str]) -> dict[str, Any] | None:

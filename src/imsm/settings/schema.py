@@ -82,6 +82,49 @@ class RetainConfig:
 
 
 @dataclass
+class DreamsConfig:
+    """How a siamese model learns what is not its task: by dreams, prompts that the base model itself samples.
+
+    Attributes:
+        mode: on, or off, which is the paper's training. `dreams: off` stands for the group with this alone.
+        phases: two trains the adapter at full strength and then head and gate for it as it is; joint trains adapter and
+            gate together, as the paper does, and then the head.
+        count: Dreams.
+        prompt_tokens: Longest of them, in tokens.
+        answer_tokens: Longest answer of the base model to one, which gates with something to learn are held to.
+        weight: Weight of the gate's divergence from the base model on dreams, in nats a token, beside the cross-entropy.
+        gate_steps: Steps of the gate's own fit, in two phases.
+        task_prompts: Training prompts that the head is fitted to; each is seen as it is and in other words.
+        false_recall: Share of the task's prompts that may be left to the base model.
+        anchors: A file of texts or prompts of your own (text, prompt, input or messages) that must be answered as before.
+
+    Raises:
+        InputError: a value of the wrong type or out of range.
+    """
+
+    mode: Literal["on", "off"] = "on"
+    phases: Literal["two", "joint"] = "two"
+    count: int = 200
+    prompt_tokens: int = 48
+    answer_tokens: int = 16
+    weight: float = 4.0
+    gate_steps: int = 400
+    task_prompts: int = 256
+    false_recall: float = 0.01
+    anchors: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.mode, bool):  # what YAML reads on and off as
+            self.mode = "on" if self.mode else "off"
+        _check_types(self, "dreams.")
+        for name in ("count", "prompt_tokens", "answer_tokens", "gate_steps", "task_prompts"):
+            _require(getattr(self, name) > 0, f"dreams.{name}", "a positive integer", getattr(self, name))
+        _require(self.weight >= 0, "dreams.weight", "a number that is not negative", self.weight)
+        _require(0 <= self.false_recall < 1, "dreams.false_recall", "a number from 0 to below 1", self.false_recall)
+        _require(self.anchors != "", "dreams.anchors", "a text that is not empty, or null", "")
+
+
+@dataclass
 class TrainConfig:
     """Settings of a training run.
 
@@ -98,7 +141,9 @@ class TrainConfig:
         adapter: peft's settings by peft's own names, and peft_type; as a whole in YAML, or key by key as --adapter.KEY.
             With method loramoe peft_type is LORAMOE, and the settings are those of imsm.loramoe.LoRAMoEConfig.
         retain: What is done beside the method to keep what the base model knows.
-        gate: How the two memories are mixed: query_aware, token, average, residual, projected or query_blended.
+        dreams: How a siamese model learns what is not its task.
+        gate: How the two memories are mixed: query_aware, token, average, tuned, residual, projected or query_blended; auto
+            is query_aware, or tuned (the adapter alone answers the task) with dreams in two phases.
         gate_rank: Rank of the gate's low-rank map.
         gate_dropout: Dropout after each of the gate's linear maps.
         epochs: Passes over the training data.
@@ -145,7 +190,8 @@ class TrainConfig:
         default_factory=lambda: {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
     )
     retain: RetainConfig = field(default_factory=RetainConfig)
-    gate: str = "query_aware"
+    dreams: DreamsConfig = field(default_factory=DreamsConfig)
+    gate: str = "auto"
     gate_rank: int = 8
     gate_dropout: float = 0.1
     epochs: float = 3.0
@@ -198,17 +244,33 @@ class TrainConfig:
         _require(whole_or_share, "warmup", "a share from 0 to below 1, or a whole number of steps", self.warmup)
         if self.eval_steps is not None and self.data.eval is None:
             raise InputError("eval_steps is set, but there is nothing to evaluate on: give data.eval, or leave it out")
-        if self.memory_bank == "on" and self.method != "imsm":
-            raise InputError(
-                f"memory_bank is on, but method: {self.method} has no frozen stream; leave one of them out"
-            )
+        if self.memory_bank == "on" and (self.method != "imsm" or self.two_phases):
+            what = f"method: {self.method} has" if self.method != "imsm" else "the first of dreams' two phases runs"
+            raise InputError(f"memory_bank is on, but {what} no frozen stream; leave one of them out")
         _require(self.memory_bank_dir != "", "memory_bank_dir", "a folder or null", "")
         self.adapter = _plain({"peft_type": "LORA", **self.adapter}, "adapter")
         self._refuse_combinations()
         from imsm.gates import GATES
 
-        if self.gate not in GATES:
-            raise InputError(f"gate must be one of {', '.join(GATES)}; got {self.gate!r}{nearest(self.gate, GATES)}")
+        if self.gate not in (known := ("auto", *GATES)):
+            raise InputError(f"gate must be one of {', '.join(known)}; got {self.gate!r}{nearest(self.gate, known)}")
+        if self.method == "imsm" and self.gate_name == "tuned" and not self.dreaming:
+            raise InputError("gate: tuned without dreams is the adapter alone; use another gate, or method: peft")
+
+    @property
+    def dreaming(self) -> bool:
+        """Whether the run fits a relevance head to the base model's dreams."""
+        return self.method == "imsm" and self.dreams.mode == "on"
+
+    @property
+    def two_phases(self) -> bool:
+        """Whether the adapter is trained alone, and the gate after it."""
+        return self.dreaming and self.dreams.phases == "two"
+
+    @property
+    def gate_name(self) -> str:
+        """The gate's key in `imsm.GATES`."""
+        return self.gate if self.gate != "auto" else "tuned" if self.two_phases else "query_aware"
 
     @property
     def corda(self) -> bool:
@@ -232,6 +294,8 @@ class TrainConfig:
                 f"method: loramoe and adapter.peft_type: LORAMOE go together, got method: {self.method} and "
                 f"peft_type: {self.adapter['peft_type']}; set both or neither"
             )
+        if self.method != "imsm" and self.dreams not in (DreamsConfig(), DreamsConfig(mode="off")):
+            raise InputError(f"dreams are for method: imsm, got method: {self.method}; leave one of them out")
         kind = self.retain.kind
         unused = self._unused_retain()
         if unused:

@@ -102,7 +102,7 @@ def build_model(
     model = SiameseForCausalLM.from_base(
         base,
         adapter,
-        gate=config.gate if config.method == "imsm" else "average",
+        gate=config.gate_name if config.method == "imsm" else "average",
         gate_rank=config.gate_rank,
         gate_dropout=config.gate_dropout,
     )
@@ -213,7 +213,7 @@ def make_trainer(
             model=model,
             data_collator=RecallingCollator(collator),
             gate_learning_rate=config.gate_learning_rate,
-            adapter_only=config.method == "peft",
+            adapter_only=config.method == "peft" or config.two_phases,
             divergence=divergence(config, samples, AnswerCollator(collator.tokenizer)),
             **common,
         )

@@ -101,7 +101,7 @@ def divergence(config: TrainConfig, samples: list[Sample], collator: AnswerColla
             collator,
             settings.batch_size,
             config.seed,
-            force_gate=None if config.method == "imsm" else 0.0,
+            force_gate=None if config.method == "imsm" and not config.two_phases else 0.0,
         )
     return None
 

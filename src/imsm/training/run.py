@@ -26,10 +26,11 @@ from imsm.model import SiameseForCausalLM
 from imsm.packing import refuse_unpackable
 from imsm.samples import Sample
 from imsm.settings import TrainConfig, read_yaml, to_yaml
+from imsm.training.banking import plan_bank
+from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
 from imsm.training.models import adapter_config, build_model, load_base, make_trainer
 from imsm.training.plain import AnswerLM
 from imsm.training.progress import BuildBar
-from imsm.training.recall import plan_bank
 from imsm.training.retained import Replayed, base_texts, replay_count, texts_needed, with_replay
 
 SETTINGS = "settings.yaml"
@@ -91,6 +92,7 @@ def train(config: TrainConfig) -> TrainResult:
     samples = own_texts(config, base, tokenizer, records, processes)
     if config.retain.kind == "replay":
         train_set = with_replay(train_set, samples, config.retain.share)
+    dreams = sampled_dreams(config, base, tokenizer, processes) if config.dreaming else None
     total_steps = steps(config, len(train_set.examples), processes.num_processes)
     model = build_model(config, base, adapter_config(config.adapter, total_steps), samples)
     if config.packing:
@@ -127,14 +129,38 @@ def train(config: TrainConfig) -> TrainResult:
             metrics[key] = values[-1]
     trainer.finish()
     model.eval()
+    if dreams is not None:
+        assert isinstance(model, SiameseForCausalLM)
+        began = time.monotonic()
+        own = [example for example in train_set.examples if not isinstance(example, Replayed)]
+        bar = BuildBar("dreams", "prompts") if config.progress and processes.is_main_process else None
+        metrics |= learn_from_dreams(config, model, tokenizer, own, dreams, bar)
+        metrics["dreams_seconds"] = round(dreams.seconds + time.monotonic() - began, 1)
     if isinstance(model, SiameseForCausalLM):
         model.config.training = record(config, train_set, metrics)
     if trainer.is_world_process_zero():
-        trainer.save_portable(folder)
+        if isinstance(model, SiameseForCausalLM) and config.method == "imsm":
+            model.save_pretrained(folder)
+        else:
+            trainer.save_portable(folder)
         with staged(folder) as stage:
             tokenizer.save_pretrained(stage)
     trained = model.lm if isinstance(model, AnswerLM) else model if config.method == "imsm" else model.peft_model
     return TrainResult(trained, tokenizer, folder, metrics, log)
+
+
+def sampled_dreams(
+    config: TrainConfig, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, processes: PartialState
+) -> Dreams:
+    """The base model's dreams; one process of a machine makes them, all read them.
+
+    Raises:
+        InputError: there are none, or the anchors cannot be read.
+    """
+    base.to(processes.device)
+    with processes.local_main_process_first():
+        bar = BuildBar("dreams", "texts") if config.progress and processes.is_main_process else None
+        return dreams_of(config, base, tokenizer, bar)
 
 
 def own_texts(
@@ -219,7 +245,7 @@ def record(config: TrainConfig, train_set: ExampleSet, metrics: dict[str, float]
     """What a checkpoint says about its training: data, settings, results, and where it was made."""
     settings = asdict(config)
     data = settings.pop("data")
-    groups = {name: settings.pop(name) for name in ("adapter", "retain")}
+    groups = {name: settings.pop(name) for name in ("adapter", "retain", "dreams")}
     for key in ("output_dir", "resume", "progress", "tensorboard", "memory_bank_dir"):
         settings.pop(key)
     replayed = sum(isinstance(example, Replayed) for example in train_set.examples)

@@ -47,6 +47,8 @@ def plan_bank(
     """
     if config.method != "imsm" or config.memory_bank == "off":
         return None, "memory bank: off"
+    if config.two_phases:
+        return None, "memory bank: off (it has no use: the frozen stream is not run while the adapter learns)"
     dtype = bank_dtype(config, model)
     size = bank_bytes(examples, model.config.hidden_size, dtype)
     kept = f"{shown(size)} for {len(examples)} examples in {str(dtype).removeprefix('torch.')}"

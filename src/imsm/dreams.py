@@ -1,0 +1,215 @@
+"""Dreams: prompts that the base model makes up, which tell a gate what is not its task.
+
+A chat model's are user turns and plain texts in turn, so that markup says nothing of whether a prompt is the task's; a base
+model's are plain texts. Some are a few words long and some a few sentences, as real prompts are. The first `n` of a model
+and seed are the same however many are asked for, and of both kinds alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from imsm.errors import InputError
+from imsm.fingerprint import fingerprint
+from imsm.folders import cache_folder
+from imsm.samples import (
+    IDLE_ROUNDS,
+    Opening,
+    Report,
+    Sample,
+    Sampler,
+    answer_ends,
+    chat_opening,
+    greedy_answers,
+    plain_decoding,
+    plain_openings,
+    read_prompts,
+    read_rows,
+    rounds,
+    tokenizer_facts,
+    write_rows,
+)
+
+#: Raised with every change of what is dreamt.
+FORMAT = 1
+#: How plain dreams begin: statements, questions, instructions, forms of tasks, headings, dialogues, lists, code.
+PLAIN = (
+    "The",
+    "Question:",
+    "What",
+    "Write",
+    "I",
+    "Sentence:",
+    "How do",
+    "1.",
+    "In",
+    "Q:",
+    "Explain",
+    "User:",
+    "#",
+    "Is",
+    "Text:",
+    "Can you",
+    "Title:",
+    "When",
+    "def",
+    "Read the",
+    "A",
+    "Hi,",
+    "Why",
+    "Translate",
+    "-",
+)
+#: What is said already in the opened user turn: nothing, or the first word.
+CHAT = ("", "", "What", "", "I", "", "How", "", "Write", "", "Is", "", "The")
+#: The most tokens of a dream, as shares of the longest. Their number divides that of neither kind's openings, nor 2, so
+#: that each opening is met with every length.
+LENGTHS = (1 / 6, 1 / 2, 1)
+#: Tokens less likely than this are not sampled; a large vocabulary need not be sorted for it.
+SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "epsilon_cutoff": 6e-4}
+#: Where a text that the limit cut may end: behind a sentence, a line, or a line's label that asks for what comes next.
+END = re.compile(r"[.!?…。？！][\"”’')\]]*(?=\s|$)|(?<=\S)(?=\n)|(?<=\n)\w+ ?:(?=\s)")
+#: Markup of chat templates.
+MARKUP = re.compile(r"<[|｜]|[|｜]>|</?s>|</?(?:start|end)_of_\w+>|\[/?INST\]|<</?SYS>>")
+
+
+def dream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    seed: int = 0,
+    *,
+    prompt_tokens: int = 48,
+    answer_tokens: int = 16,
+    answers: bool = True,
+    batch_size: int = 64,
+    folder: Path | None = None,
+    report: Report | None = None,
+) -> list[Sample]:
+    """The first `count` dreams of a model, from the disk as far as they are there; fewer if it has no more to say.
+
+    No two are alike; empty and repetitive ones are left out. Torch's random state is left as it was. `Sample.kind` is
+    "chat" or "plain", by turns if the tokenizer has a chat template.
+
+    Args:
+        model: a plain causal language model, without an adapter.
+        tokenizer: its tokenizer.
+        count: dreams wanted.
+        seed: of the sampling.
+        prompt_tokens: longest sampled part of a prompt.
+        answer_tokens: longest answer.
+        answers: whether greedy answers are needed; without them dreams have empty ones, and they can be had later.
+        batch_size: prompts of a round, and answers decoded together.
+        folder: where dreams are kept; `imsm/dreams` in the user's cache folder unless given.
+        report: called with the prompts and answers there are and those wanted.
+
+    Raises:
+        InputError: the model dreams nothing that can be used.
+    """
+    openings = _openings(tokenizer)
+    limits = [max(round(share * prompt_tokens), 1) for share in LENGTHS]
+    sampler = Sampler(model, tokenizer, seed, openings, limits, batch_size, SAMPLED, finished)
+    ends = answer_ends(model, tokenizer)
+    facts = {"dreams": FORMAT, "seed": seed, "answer_tokens": answer_tokens, "batch_size": batch_size, "ends": ends}
+    key = fingerprint(model, [], {**facts, "source": sampler.facts(), "tokenizer": tokenizer_facts(tokenizer)})
+    path = (cache_folder("dreams") if folder is None else folder) / f"{key}.jsonl"
+    kinds = list(dict.fromkeys(opening.kind for opening in openings))
+    rows = read_rows(path)
+    steps = 2 * count if answers else count
+    with plain_decoding(model):
+        there, idle, coming = len(_by_turns(rows, kinds)), 0, rounds(sampler, rows)
+        while there < count and idle < IDLE_ROUNDS:
+            number, fresh = next(coming)
+            rows += [(number, sample) for sample in fresh]
+            before, there = there, len(_by_turns(rows, kinds))
+            idle = idle + 1 if there == before else 0
+            if fresh:
+                write_rows(path, rows, tokenizer)
+            if report is not None:
+                report(min(there, count), steps)
+        if not rows:
+            raise InputError(
+                "the base model dreamt nothing that can be used (all texts were empty, repetitive or alike); turn dreams "
+                "off, or use a model that can write"
+            )
+        chosen = _first(rows, kinds, count)
+        if not answers:
+            return [replace(sample, answer_ids=[]) for sample in chosen]
+        said = {tuple(sample.prompt_ids): sample.answer_ids for sample in chosen}
+        missing = sorted((list(prompt) for prompt, answer in said.items() if not answer), key=len)
+        for start in range(0, len(missing), batch_size):
+            asked = missing[start : start + batch_size]
+            found = greedy_answers(model, tokenizer, asked, answer_tokens, ends)
+            said.update(zip(map(tuple, asked), found, strict=True))
+            rows = [(n, replace(s, answer_ids=said.get(tuple(s.prompt_ids), s.answer_ids))) for n, s in rows]
+            write_rows(path, rows, tokenizer)
+            if report is not None:
+                report(count + len(said) - len(missing) + start + len(asked), steps)
+    return _first(rows, kinds, count)
+
+
+def read_anchors(source: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokens of a user's own prompts that must stay as they are: `prompt`, `input`, `messages`, or a plain `text`.
+
+    Raises:
+        InputError: the file (or Hub data set) cannot be read, or a record has none of these.
+    """
+    return read_prompts(source, tokenizer, texts=True)
+
+
+def finished(text: str, ended: bool) -> str | None:
+    """A dream's text, back to its last sentence's end if a limit cut it; None if it is no text that one could give."""
+    if not ended:
+        text = _cut(text)
+    words = re.findall(r"\w+", text)
+    letters = sum(c.isalpha() for c in text)
+    # Some languages put no space between words.
+    if letters < 4 or (len(words) < 2 and text.isascii()) or 2 * letters < len("".join(text.split())):
+        return None
+    if (
+        text in PLAIN
+        or MARKUP.search(text)
+        or "\ufffd" in text
+        or 2 * len({word.casefold() for word in words}) < len(words)
+    ):
+        return None
+    return text
+
+
+def _cut(text: str) -> str:
+    """Up to the last end of a sentence if that leaves at least a third, else up to the last word that is whole."""
+    ends = [found.end() for found in END.finditer(text) if 3 * found.end() >= len(text)]
+    if ends:
+        return text[: ends[-1]].strip()
+    words = text.rsplit(None, 1)
+    return words[0] if len(words) == 2 else text
+
+
+def _openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
+    """A user turn and a plain text by turns, or plain texts alone."""
+    plain = plain_openings(tokenizer, PLAIN)
+    chat = [opening for text in CHAT if (opening := chat_opening(tokenizer, text)) is not None]
+    if not chat:
+        return plain
+    size = len(chat) * len(plain)
+    return [opening for i in range(size) for opening in (chat[i % len(chat)], plain[i % len(plain)])]
+
+
+def _by_turns(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> list[Sample]:
+    """One of each kind after another, as far as there are some of all."""
+    each = [[sample for _, sample in rows if sample.kind == kind] for kind in kinds]
+    return [sample for group in zip(*each, strict=False) for sample in group]
+
+
+def _first(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str], count: int) -> list[Sample]:
+    """The first dreams by turns, and behind them those of one kind if there are no more of another."""
+    found = _by_turns(rows, kinds)
+    if len(found) < count:
+        taken = {tuple(sample.prompt_ids) for sample in found}
+        found += [sample for _, sample in rows if tuple(sample.prompt_ids) not in taken]
+    return found[:count]

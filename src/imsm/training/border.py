@@ -1,0 +1,117 @@
+"""Where the task ends: the relevance head of a finished adapter, fitted to the task's prompts and the base model's dreams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imsm.model import SiameseForCausalLM
+from imsm.query import Queries
+from imsm.relevance import fit_relevance
+
+#: Tokens of a forward pass, padding included.
+PASS_TOKENS = 4096
+#: Share of the task's prompts that the fit does not see, and the border is drawn by.
+HELD_OUT = 0.25
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Border:
+    """How well a head keeps the two apart.
+
+    false_recall: share of the task's held-out prompts, as they are in the training data, that go to the base model.
+    dreams_kept: share of the dreams that go to the base model.
+    """
+
+    false_recall: float
+    dreams_kept: float
+
+
+def fit_border(
+    model: SiameseForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    dressed: Sequence[Sequence[int]],
+    dreams: Sequence[Sequence[int]],
+    *,
+    false_recall: float = 0.01,
+    bf16: bool = False,
+    report: Report | None = None,
+) -> Border:
+    """Gives the model a relevance head.
+
+    Args:
+        model: the siamese model; only its frozen stream is run.
+        prompts: tokens of the task's prompts.
+        dressed: of some of them in other words; they are the task's, too.
+        dreams: prompts that are not the task's.
+        false_recall: share of the task's prompts that may be left to the base model.
+        bf16: compute in bfloat16 autocast.
+        report: called with the prompts read and those to read.
+
+    Raises:
+        InputError: there are no prompts of either kind.
+    """
+    found = frozen_queries(model, [*prompts, *dressed, *dreams], bf16, report)
+    own, other_words, other = found.split([len(prompts), len(dressed), len(dreams)])
+    kept, held = _divided(own)
+    kept_dressed, held_dressed = _divided(other_words)
+    head = fit_relevance(
+        torch.cat([kept, kept_dressed]), other, torch.cat([held, held_dressed]), false_recall=false_recall
+    )
+    border = Border(
+        false_recall=float((head(held) > 0).float().mean()), dreams_kept=float((head(other) > 0).float().mean())
+    )
+    model.set_relevance(head)
+    return border
+
+
+def _divided(queries: Tensor) -> tuple[Tensor, Tensor]:
+    """What is fitted to, and what is held out; with only one both are the same."""
+    held = round(len(queries) * HELD_OUT)
+    return (queries[held:], queries[:held]) if held else (queries, queries)
+
+
+@torch.no_grad()
+def frozen_queries(
+    model: SiameseForCausalLM, prompts: Sequence[Sequence[int]], bf16: bool = False, report: Report | None = None
+) -> Tensor:
+    """The frozen pooled queries of prompts, (N, d) float32 on the CPU."""
+    device: Any = model.get_input_embeddings().weight.device
+    found = torch.zeros(len(prompts), model.config.hidden_size)
+    read = 0
+    for chosen in length_batches(prompts):
+        width = max(len(prompts[index]) for index in chosen)
+        ids = torch.zeros(len(chosen), width, dtype=torch.long)
+        attended = torch.zeros_like(ids)
+        for row, index in enumerate(chosen):
+            ids[row, : len(prompts[index])] = torch.tensor(prompts[index])
+            attended[row, : len(prompts[index])] = 1
+        inputs = {"input_ids": ids.to(device), "attention_mask": attended.to(device), "use_cache": False}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            model.streams.frozen(inputs, None)
+        memory, model.streams.tap.memory = model.streams.tap.memory, None
+        assert memory is not None
+        last = torch.full((len(chosen), 1), width - 1, device=memory.device)
+        found[chosen] = Queries(attended.bool().to(memory.device), last).mean(memory)[:, 0].cpu()
+        read += len(chosen)
+        if report is not None:
+            report(read, len(prompts))
+    return found
+
+
+def length_batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of prompts of similar length, no more of them together than a pass takes."""
+    chosen: list[int] = []
+    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
+        if chosen and (len(chosen) + 1) * len(prompts[index]) > PASS_TOKENS:
+            yield chosen
+            chosen = []
+        chosen.append(index)
+    if chosen:
+        yield chosen

@@ -1,0 +1,118 @@
+"""What a run learns from the base model's dreams: a relevance head, and a gate if there is one to learn."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from imsm.data import IGNORED, AnswerCollator, Example
+from imsm.data.dresses import dresses
+from imsm.dreams import dream, read_anchors
+from imsm.errors import InputError
+from imsm.gates import GATES
+from imsm.model import SiameseForCausalLM
+from imsm.samples import Sample
+from imsm.settings import TrainConfig
+from imsm.training.border import Report, fit_border
+from imsm.training.divergence import sampled_example
+from imsm.training.refit import constants, fit_gate
+
+#: Examples that the gate's fit reads.
+GATE_EXAMPLES = 1024
+
+
+@dataclass
+class Dreams:
+    """What is not the task.
+
+    samples: dreams, with the base model's answers if the gate learns from them.
+    anchors: prompts that the user wants answered as before.
+    seconds: what having them took.
+    """
+
+    samples: list[Sample]
+    anchors: list[list[int]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def dreams_of(
+    config: TrainConfig, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: Report | None = None
+) -> Dreams:
+    """The dreams of a plain base model, and the anchors.
+
+    Raises:
+        InputError: there are no dreams, or the anchors cannot be read.
+    """
+    settings, began = config.dreams, time.monotonic()
+    anchors = [] if settings.anchors is None else read_anchors(settings.anchors, tokenizer)
+    samples = dream(
+        base,
+        tokenizer,
+        settings.count,
+        config.seed,
+        prompt_tokens=settings.prompt_tokens,
+        answer_tokens=settings.answer_tokens,
+        answers=refits(config),
+        report=report,
+    )
+    return Dreams(samples, anchors, time.monotonic() - began)
+
+
+def refits(config: TrainConfig) -> bool:
+    """Whether the gate is fitted to the finished adapter."""
+    return config.two_phases and bool(list(GATES[config.gate_name](2, 1, 0.0).parameters()))
+
+
+def learn_from_dreams(
+    config: TrainConfig,
+    model: SiameseForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    dreams: Dreams,
+    report: Report | None = None,
+) -> dict[str, float]:
+    """Fits the head, and before it the gate where the run refits it; gives what came of it.
+
+    Raises:
+        InputError: the examples have no prompts.
+    """
+    settings, found = config.dreams, {}
+    if refits(config):
+        collator = AnswerCollator(tokenizer)
+        chosen = random.Random(config.seed).sample(list(examples), min(GATE_EXAMPLES, len(examples)))
+        losses = fit_gate(
+            model,
+            constants(model, chosen, collator, config.bf16, report),
+            constants(model, [sampled_example(sample) for sample in dreams.samples], collator, config.bf16, report),
+            steps=settings.gate_steps,
+            learning_rate=config.gate_learning_rate,
+            weight=settings.weight,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        found["gate_loss"] = sum(losses[-10:]) / len(losses[-10:])
+    chosen = random.Random(config.seed).sample(list(examples), min(settings.task_prompts, len(examples)))
+    prompts = [prompt for example in chosen if (prompt := prompt_of(example))]
+    if not prompts:
+        raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
+    border = fit_border(
+        model,
+        prompts,
+        dresses(chosen, tokenizer, config.seed),
+        [sample.prompt_ids for sample in dreams.samples] + dreams.anchors,
+        false_recall=settings.false_recall,
+        bf16=config.bf16,
+        report=report,
+    )
+    return found | {"false_recall": border.false_recall, "dreams_kept": border.dreams_kept}
+
+
+def prompt_of(example: Example) -> list[int]:
+    """The tokens before an example's last answer."""
+    answered = [place for place, label in enumerate(example.labels) if label != IGNORED]
+    starts = [place for place in answered if place == 0 or example.labels[place - 1] == IGNORED]
+    return example.input_ids[: starts[-1]] if starts else []

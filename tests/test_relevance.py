@@ -1,0 +1,308 @@
+"""The relevance head and the recall dial: who answers, exactly what they say, and which streams are run for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import assert_same
+from prompts import padded, random_prompts
+from torch import Tensor
+from transformers import CompileConfig
+from zoo import ARCHITECTURES, tiny_base, tiny_siamese
+
+from imsm import GATES, InputError, SiameseForCausalLM
+from imsm.gates import Dial
+from imsm.relevance import RelevanceHead, fit_relevance
+
+PROMPTS = random_prompts((6, 3, 9, 5, 12, 7))
+BATCH = padded(PROMPTS)
+
+
+def with_head(gate: str, architecture: str = "llama", method: str = "lora") -> SiameseForCausalLM:
+    """A model whose head leaves half of `PROMPTS` to the base model; `leave` tells which."""
+    model = tiny_siamese(architecture, method, gate)
+    head = RelevanceHead(model.config.hidden_size)
+    with torch.no_grad():
+        head.weight.normal_(generator=torch.Generator().manual_seed(3))
+        head.bias.zero_()
+        model.set_relevance(head)
+        logits = torch.stack([head(query_of(model, prompt)) for prompt in PROMPTS]).flatten()
+        head.bias -= logits.median() + 1e-3
+    return model
+
+
+def query_of(model: SiameseForCausalLM, prompt: list[int]) -> Tensor:
+    """The frozen pooled query of a prompt, (d,)."""
+    with torch.no_grad():
+        out = model(torch.tensor([prompt]), output_memories=True, use_cache=False)
+    return out.base_memory[0].float().mean(dim=0)  # type: ignore[no-any-return]
+
+
+def left(model: SiameseForCausalLM, shift: float = 0.0) -> list[bool]:
+    """Which of `PROMPTS` go to the base model."""
+    assert model.relevance is not None
+    with torch.no_grad():
+        return [bool(model.relevance(query_of(model, prompt)) + shift > 0) for prompt in PROMPTS]
+
+
+def generate(model: Any, prompts: list[list[int]], **kwargs: Any) -> list[list[int]]:
+    batch = padded(prompts)
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, **kwargs}
+    return model.generate(batch.ids, attention_mask=batch.mask, **settings)[:, batch.ids.shape[1] :].tolist()
+
+
+@contextmanager
+def runs(model: SiameseForCausalLM) -> Iterator[list[str]]:
+    """Names of the streams that are run within, in order."""
+    seen: list[str] = []
+    streams = model.streams
+    originals = {name: getattr(streams, name) for name in ("frozen", "tuned", "both")}
+
+    def recorded(name: str) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            return originals[name](*args, **kwargs)
+
+        return run
+
+    for name in originals:
+        setattr(streams, name, recorded(name))
+    try:
+        yield seen
+    finally:
+        for name in originals:
+            delattr(streams, name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_prompt_gets_its_mind_whole(architecture: str) -> None:
+    """Left to the base: the base model's own answer. The task's: what the gate alone would say."""
+    model = with_head("query_aware", architecture)
+    to_base = left(model)
+    assert 0 < sum(to_base) < len(to_base)
+    mixed = generate(model, PROMPTS)
+    head = model.relevance
+    model.set_relevance(None)
+    wanted = zip(generate(tiny_base(architecture), PROMPTS), generate(model, PROMPTS), strict=True)
+    model.set_relevance(head)
+    assert mixed == [base if leave else own for leave, (base, own) in zip(to_base, wanted, strict=True)]
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("method", ["lora", "prefix_tuning"])
+def test_alone_and_together_uncached_and_cached(gate: str, method: str) -> None:
+    model = with_head(gate, method=method)
+    together = generate(model, PROMPTS)
+    assert together == generate(model, PROMPTS, use_cache=False)
+    assert together == [generate(model, [prompt])[0] for prompt in PROMPTS]
+    if method == "lora":
+        assert together == generate(model, PROMPTS, cache_implementation="static")
+
+
+def test_logits_are_the_base_models_bit_for_bit() -> None:
+    model = with_head("tuned")
+    base = tiny_base("llama").eval()
+    for prompt, leave in zip(PROMPTS, left(model), strict=True):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            found = model(ids, prompt_length=len(prompt)).logits
+            assert torch.equal(found, model(ids, force_gate=1.0 if leave else 0.0).logits)
+            if leave:
+                assert_same(found, base(ids).logits)
+
+
+@pytest.mark.parametrize(("gate", "on_task"), [("tuned", {"tuned"}), ("query_aware", {"both"})])
+def test_streams_that_are_not_needed_are_not_run(gate: str, on_task: set[str]) -> None:
+    model = with_head(gate)
+    for prompt, leave in zip(PROMPTS, left(model), strict=True):
+        with runs(model) as seen:
+            generate(model, [prompt])
+        assert seen[0] == "frozen"
+        if leave:
+            assert set(seen) == {"frozen"}
+        else:
+            assert seen[1] == "tuned" and set(seen[2:]) == on_task
+
+
+def test_static_caches_go_on_with_one_stream() -> None:
+    model = with_head("tuned")
+    for prompt, leave in zip(PROMPTS, left(model), strict=True):
+        with runs(model) as seen:
+            generate(model, [prompt], cache_implementation="static")
+        assert seen[0] == "both" and set(seen[1:]) == {"frozen" if leave else "tuned"}
+
+
+def test_compiled_decoding_says_the_same() -> None:
+    model = with_head("query_aware")
+    chosen = [PROMPTS[left(model).index(True)], PROMPTS[left(model).index(False)]]
+    compiled = {"cache_implementation": "static", "compile_config": CompileConfig(fullgraph=True, mode=None)}
+    for prompts in ([chosen[0]], [chosen[1]], chosen):
+        assert generate(model, prompts, **compiled) == generate(model, prompts)
+    assert generate(model, chosen, recall=1.5, **compiled) == generate(model, chosen, recall=1.5)
+
+
+def test_beams_and_sequences() -> None:
+    model = with_head("query_aware")
+    for prompt in PROMPTS[:4]:
+        settings = {"num_beams": 3, "num_return_sequences": 2}
+        assert generate(model, [prompt], **settings) == generate(model, [prompt], use_cache=False, **settings)
+
+
+# -- the dial --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_the_dials_ends_are_the_two_minds(gate: str) -> None:
+    model = tiny_siamese("llama", "lora", gate)
+    for end, forced in ((math.inf, 1.0), (-math.inf, 0.0)):
+        assert generate(model, PROMPTS, recall=end) == generate(model, PROMPTS, force_gate=forced)
+    assert generate(model, PROMPTS, recall=0.0) == generate(model, PROMPTS)
+
+
+@pytest.mark.parametrize("gate", [name for name in GATES if name not in ("tuned", "residual")])
+def test_the_dial_shifts_logits(gate: str) -> None:
+    model = tiny_siamese("llama", "lora", gate)
+    with torch.no_grad():
+        plain = model(BATCH.ids, attention_mask=BATCH.mask, output_gate=True).gate
+        turned = model(BATCH.ids, attention_mask=BATCH.mask, output_gate=True, recall=0.7).gate
+    attended = BATCH.mask.bool()
+    assert_same(turned[attended], torch.sigmoid(torch.logit(plain) + 0.7)[attended])
+
+
+def test_a_dial_for_each_row() -> None:
+    model = tiny_siamese("llama", "lora")
+    shifts = torch.tensor([math.inf, -math.inf, 0.0, 1.0])
+    found = generate(model, PROMPTS[:4], recall=shifts)
+    assert found == [generate(model, [prompt], recall=float(shift))[0] for prompt, shift in zip(PROMPTS, shifts)]  # noqa: B905 (four of them)
+
+
+def test_floor_and_ceiling_bound_the_gate() -> None:
+    for gate in ("query_aware", "tuned"):
+        model = with_head(gate)
+        with torch.no_grad():
+            out = model(BATCH.ids, attention_mask=BATCH.mask, output_gate=True, recall_floor=0.3, recall_ceiling=0.6)
+        assert out.gate.min() == pytest.approx(0.3 if gate == "tuned" else out.gate.min().item())
+        assert out.gate.min() >= 0.3 - 1e-6 and out.gate.max() == pytest.approx(0.6)
+
+
+def test_the_dial_moves_the_border() -> None:
+    model = with_head("tuned")
+    assert model.relevance is not None
+    for shift in (-0.5, 0.5):
+        wanted = [
+            generate(model, [prompt], force_gate=float(leave))[0]
+            for prompt, leave in zip(PROMPTS, left(model, shift), strict=True)
+        ]
+        assert generate(model, PROMPTS, recall=shift) == wanted
+    assert left(model, 0.5) != left(model, -0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recall": math.nan}, "recall must be a number"),
+        ({"recall": "much"}, "recall must be a number"),
+        ({"recall": torch.zeros(3)}, r"one for each of 2 rows, got the shape \(3,\)"),
+        ({"recall_floor": 0.7, "recall_ceiling": 0.2}, "floor ≤ ceiling ≤ 1, got 0.7 and 0.2"),
+        ({"recall_floor": -1.0}, "0 ≤ floor"),
+        ({"recall": 1.0, "force_gate": 0.5}, "nothing to turn"),
+    ],
+)
+def test_impossible_dials(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny_siamese("llama", "lora")(torch.tensor([[1, 2], [3, 4]]), **settings)
+
+
+def test_training_rows_keep_their_dials() -> None:
+    model = tiny_siamese("llama", "lora")
+    labels = BATCH.ids.masked_fill(~BATCH.mask.bool(), -100)
+    labels[:, :-3] = -100
+    shifts = torch.linspace(-1, 1, len(PROMPTS))
+    with torch.no_grad():
+        together = model(BATCH.ids, attention_mask=BATCH.mask, labels=labels, recall=shifts).loss
+        alone = [
+            model(
+                BATCH.ids[i : i + 1],
+                attention_mask=BATCH.mask[i : i + 1],
+                labels=labels[i : i + 1],
+                recall=float(shift),
+            ).loss
+            for i, shift in enumerate(shifts)
+        ]
+    assert_same(together, torch.stack(alone).mean())
+
+
+def test_the_dials_turn_is_monotonous() -> None:
+    gate = torch.rand(50)
+    zero, one = torch.tensor(0.0), torch.tensor(1.0)
+    turned = [Dial(torch.tensor(shift), zero, one).turn(gate) for shift in (-math.inf, -2.0, 0.0, 3.0, math.inf)]
+    for less, more in pairwise(turned):
+        assert (less < more).all()
+    assert_same(turned[2], gate)
+
+
+# -- the fit ---------------------------------------------------------------------------------------------------------
+
+
+def clouds(shift: float, count: int = 400) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    task, other = torch.randn(2, count, 16, generator=generator)
+    return task, other + shift / 4
+
+
+def test_the_fit_tells_two_clouds_apart() -> None:
+    task, other = clouds(6.0)
+    head = fit_relevance(task[:200], other[:200], task[200:300])
+    assert (head(task[300:]) < 0).float().mean() > 0.97
+    assert (head(other[200:]) > 0).float().mean() > 0.97
+    assert head.weight.dtype == torch.float32
+
+
+def test_where_both_overlap_the_false_recalls_are_as_asked() -> None:
+    task, other = clouds(1.0)
+    for asked in (0.02, 0.2):
+        head = fit_relevance(task[:200], other, task[200:], false_recall=asked)
+        assert float((head(task[200:]) > 0).float().mean()) == pytest.approx(asked, abs=0.011)
+
+
+def test_the_border_lies_between() -> None:
+    task, other = clouds(12.0)
+    at = [float(fit_relevance(task, other, border=border)(other).mean()) for border in (0.2, 0.5, 0.8)]
+    heads = [fit_relevance(task, other, border=border) for border in (0.2, 0.8)]
+    assert all(math.isfinite(value) for value in at)
+    middle = (task.mean(dim=0) + other.mean(dim=0)) / 2
+    assert heads[0](middle) > 0 > heads[1](middle)
+
+
+def test_a_fit_needs_both_kinds() -> None:
+    with pytest.raises(InputError, match="both kinds, got 0 and 3"):
+        fit_relevance(torch.zeros(0, 4), torch.zeros(3, 4))
+    with pytest.raises(InputError, match="false_recall must be"):
+        fit_relevance(torch.zeros(2, 4), torch.zeros(3, 4), false_recall=2.0)
+
+
+# -- saving ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_head_is_saved_and_needed(tmp_path: Path) -> None:
+    model = with_head("tuned")
+    model.save_pretrained(tmp_path / "model")
+    loaded = SiameseForCausalLM.from_pretrained(tmp_path / "model", base=tiny_base("llama"))
+    assert loaded.relevance is not None and model.relevance is not None
+    assert torch.equal(loaded.relevance.weight, model.relevance.weight)
+    assert generate(loaded, PROMPTS) == generate(model, PROMPTS)
+    (tmp_path / "model" / "relevance.safetensors").unlink()
+    with pytest.raises(InputError, match="relevance.safetensors missing"):
+        SiameseForCausalLM.from_pretrained(tmp_path / "model", base=tiny_base("llama"))
+
+
+def test_a_model_without_a_head_has_no_file_of_it(tmp_path: Path) -> None:
+    tiny_siamese("llama", "lora").save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / "relevance.safetensors").exists()
