@@ -74,15 +74,16 @@ def test_splits_share_nothing(data_root: Path) -> None:
     names = [(made.split, made.name) for made in found]
     assert len(set(names)) == len(names)
     by_name = {key: made for key, made in zip(names, found, strict=True)}
-    assert {made.split for made in sets.prompt_sets(data_root)} == {"fit", "validation"}
+    assert {made.split for made in sets.prompt_sets(data_root)} == {"validation"}
     for (split, name), made in by_name.items():
-        assert made.prompts and made.wanted == ("fit" if split == "fit" else made.wanted)
+        assert made.prompts
         other = by_name.get(("test", name))
         # The tiny banking77/test repeats training messages, which the real one does not.
         if split == "validation" and other is not None and made.wanted == "base" and "turns" not in name:
             assert not {str(prompt) for prompt in made.prompts} & {str(prompt) for prompt in other.prompts}, name
-    fit = set(by_name["fit", "task"].prompts)
-    assert len(fit) == 20 and not fit & set(by_name["validation", "trained"].prompts)
+    validation, fit = ({row["input"] for row in rows} for rows in sets.task_rows(data_root))
+    assert len(fit) == 20 and not fit & validation
+    assert set(by_name["validation", "trained"].prompts) == validation
     assert all("play song 0" not in str(prompt) for prompt in by_name["validation", "clinc"].prompts)
     with pytest.raises(InputError, match="there is no file .*train.jsonl; give a --data-root that holds it"):
         list(sets.prompt_sets(data_root / "no"))
@@ -159,14 +160,18 @@ def test_features_are_kept_and_ablated(
     assert main(run) == 0
     folder = work / Path(base_folder).name
     index = json.loads((folder / features.INDEX).read_text())
-    assert {found["name"] for found in index["sets"]} >= {"task", "dreams", "dreams-chat", "reworded-4-chat", "wiki"}
+    assert {found["name"] for found in index["sets"]} >= {
+        *("task-trained", "task-moved", "task-worded", "task-turned", "dreams-plain", "dreams-chat", "dreams-turned"),
+        *("reworded-4-chat", "wiki"),
+    }
+
     (folder / "validation" / "wiki.safetensors").write_bytes(b"damaged")
     computed: list[int] = []
     compute = features.compute
     monkeypatch.setattr(features, "compute", lambda *given: computed.append(len(given[1])) or compute(*given))
     assert main(run) == 0 and len(computed) == 1  # the damaged one alone
     monkeypatch.setattr(ablation, "PENALTIES", (0.01, 0.1))
-    monkeypatch.setattr(ablation, "DREAMS", (4, 240))
+    monkeypatch.setattr(ablation, "DREAMS", (4, 200))
     monkeypatch.setattr(ablation, "DEPTHS", {"memory": ("memory",), "all": features.LAYERS})
     assert main([*ablate, "--test"]) == 2 and "no features of the test sets" in capsys.readouterr().err
     assert main([*run, "--test"]) == 0 and main([*ablate, "--test"]) == 0
@@ -181,28 +186,30 @@ def test_features_are_kept_and_ablated(
 def test_shares_follow_from_the_head(tmp_path: Path) -> None:
     """On sets that lie where they should, all go right; the default rule is the product's own border."""
     torch.manual_seed(0)
-    centres = {"task": -3.0, "dreams": 3.0, "trained": -3.0, "everyday": 3.0, "bare": 0.0}
+    centres = {"task-trained": -3.0, "dreams-plain": 3.0, "trained": -3.0, "everyday": 3.0, "bare": 0.0}
     index: list[dict[str, Any]] = []
     for name, centre in centres.items():
-        split, wanted = ("fit", "fit") if name in ("task", "dreams") else ("validation", "open")
+        split, wanted = ("fit", "fit") if "-" in name else ("validation", "open")
         wanted = {"trained": "task", "everyday": "base"}.get(name, wanted)
         rows = {f"{p}.{layer}": centre + torch.randn(40, 6) for p in features.POOLINGS for layer in features.LAYERS}
         features.keep(rows, tmp_path / split / f"{name}.safetensors", "key")
         index.append({"name": name, "split": split, "wanted": wanted, "count": 40})
     (tmp_path / features.INDEX).write_text(json.dumps({"model": "m", "layers": {}, "sets": index}))
     bank = ablation.Bank(tmp_path)
-    assert bank.dresses() == ["plain"]
-    choice = ablation.Choice("plain")
+    assert bank.dresses() == ["trained, plain dreams"]
+    choice = ablation.Choice("trained, plain dreams")
     made = ablation.result(bank, choice, "validation")
     assert made["auc"] == made["worst_auc"] == 1 and made["rules"]["half way"]["right"] == 1
     assert made["rules"]["half way"]["shares"][:2] == [0, 1] and 0 < made["rules"]["half way"]["shares"][2] < 1
     logits, points = ablation.judge(bank, choice, "validation")
     assert abs(points["half way"]) < 1e-4 and points["at the task"] < points["quarter"] < points["three quarters"]
-    task, dreams = (load_file(tmp_path / "fit" / f"{name}.safetensors")["mean.memory"] for name in ("task", "dreams"))
-    head = fit_relevance(task[:32], dreams[:32], task[32:], penalty=choice.penalty)
+    task, dreams = (
+        load_file(tmp_path / "fit" / f"{name}.safetensors")["mean.memory"] for name in ("task-trained", "dreams-plain")
+    )
+    head = fit_relevance(task[:30], dreams[:30], task[30:], penalty=choice.penalty)
     expected = head(load_file(tmp_path / "validation" / "bare.safetensors")["mean.memory"])[:, 0].double()
     torch.testing.assert_close(logits["bare"], expected.detach())
-    fewer = ablation.judge(bank, ablation.Choice("plain", dreams=8), "validation")[0]
+    fewer = ablation.judge(bank, ablation.Choice(choice.dress, dreams=8), "validation")[0]
     assert not torch.equal(fewer["bare"], logits["bare"])
 
 
@@ -216,11 +223,8 @@ def test_a_model_without_a_template_has_no_chat_turns(
 ) -> None:
     assert AutoTokenizer.from_pretrained(base_folder).chat_template
     model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
-    made = dict(
-        (found.name, prompts)
-        for found, prompts in features.encoded(model, plain_tokenizer, list(sets.prompt_sets(data_root)), 4, tmp_path)
-    )
-    assert "reworded-1" in made and "dreams" in made and not [name for name in made if name.endswith("-chat")]
-    assert made["turns-away-last"][0].start > 0
-    text = plain_tokenizer.decode(made["dreams-turned"][0].ids)
-    assert text.startswith(plain_tokenizer.decode(made["task"][0].ids) + " card\n\n")
+    rows = sets.task_rows(data_root)[1]
+    made = features.fitted(model, plain_tokenizer, rows, 4, tmp_path)
+    assert {"task-trained", "task-worded", "dreams-plain"} <= set(made)
+    assert not {"task-moved", "task-turned", "dreams-chat", "dreams-turned"} & set(made)
+    assert plain_tokenizer.decode(made["task-trained"][0].ids) == rows[0]["input"]

@@ -15,28 +15,27 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.relevance.features import INDEX, LAYERS
+from imsm.data.dresses import USUAL
 from imsm.errors import InputError
 from imsm.folders import write_text
 from imsm.relevance import STRAY_DREAMS, fit_relevance
+from imsm.training.border import HELD_OUT
 
-#: What the head is fitted to: sets of the task's prompts, and of dreams. `turned`: conversations that turn to either.
+#: What the head is fitted to: the task in these dresses, and these dreams. `turned`: conversations that turn to either.
 DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "plain": (("task",), ("dreams",)),
-    "plain, chat dreams": (("task",), ("dreams-chat",)),
-    "plain, both dreams": (("task",), ("dreams", "dreams-chat")),
-    "both": (("task", "task-chat"), ("dreams", "dreams-chat")),
-    "plain, perturbed": (("task", "task-perturbed"), ("dreams",)),
-    "both, perturbed": (("task", "task-chat", "task-perturbed"), ("dreams", "dreams-chat")),
-    "plain, turned": (("task", "task-turned"), ("dreams", "dreams-turned")),
-    "both, turned": (("task", "task-chat", "task-turned"), ("dreams", "dreams-chat", "dreams-turned")),
-    "all": (
-        ("task", "task-chat", "task-perturbed", "task-turned"),
-        ("dreams", "dreams-chat", "dreams-turned"),
-    ),
+    "trained, plain dreams": (("trained",), ("plain",)),
+    "trained, chat dreams": (("trained",), ("chat",)),
+    "trained": (("trained",), ("plain", "chat")),
+    "moved": (("trained", "moved"), ("plain", "chat")),
+    "usual": (USUAL, ("plain", "chat")),
+    "usual, bare": ((*USUAL, "bare"), ("plain", "chat")),
+    "usual, framed": ((*USUAL, "framed"), ("plain", "chat")),
+    "usual, turned": ((*USUAL, "turned"), ("plain", "chat", "turned")),
+    "all": ((*USUAL, "bare", "framed", "turned"), ("plain", "chat", "turned")),
 }
 FEATURES = {"mean": ("mean",), "last": ("last",), "both": ("mean", "last")}
 DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
-DREAMS = (40, 120, 240, 480)
+DREAMS = (40, 120, 200, 360)
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 
 
@@ -64,12 +63,12 @@ DEFAULT_RULE = "half way"
 
 @dataclass(frozen=True)
 class Choice:
-    """How a head is made: keys of `DRESSES`, `FEATURES` and `DEPTHS`, the dreams at most, and the fit's penalty."""
+    """How a head is made, as training does it unless told otherwise: keys of `DRESSES`, `FEATURES` and `DEPTHS`, the dreams at most, and the fit's penalty."""
 
     dress: str
     pooling: str = "mean"
     layers: str = "memory"
-    dreams: int = 240
+    dreams: int = 200
     penalty: float = 0.01
 
 
@@ -91,12 +90,20 @@ class Bank:
             for found in self.sets
         }
 
+    def dressed(self, dress: str) -> tuple[list[str], list[str]]:
+        """The sets of the task and of dreams that a dress comes to; a model without a chat template has fewer."""
+        task, dreams = DRESSES[dress]
+        named = [f"task-{kind}" for kind in task], [f"dreams-{kind}" for kind in dreams]
+        found = [[name for name in names if ("fit", name) in self._found] for names in named]
+        return found[0], found[1]
+
     def dresses(self) -> list[str]:
-        """Those for which every set is there: a model without a chat template has no chat turns."""
+        """Those that are unlike each other for this model, and have sets of both sides."""
+        found = {name: self.dressed(name) for name in DRESSES}
         return [
             name
-            for name, (task, other) in DRESSES.items()
-            if all(("fit", part) in self._found for part in (*task, *other))
+            for place, (name, sets) in enumerate(found.items())
+            if all(sets) and sets not in list(found.values())[:place]
         ]
 
     def of(self, split: str, name: str, choice: Choice) -> Tensor:
@@ -131,7 +138,7 @@ def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
 
     dresses = bank.dresses()
     add([Choice(dress, pooling, layers) for dress in dresses for pooling in FEATURES for layers in DEPTHS])
-    default = max((choice for choice in made if (choice.pooling, choice.layers) == ("mean", "memory")), key=by(made))
+    default = Choice("usual")
     for centre in (default, max(made, key=by(made))):
         add([replace(centre, dreams=dreams, penalty=penalty) for dreams in DREAMS for penalty in PENALTIES])
     best = max(made, key=by(made))
@@ -190,8 +197,8 @@ def result(bank: Bank, choice: Choice, split: str) -> dict[str, Any]:
 
 def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Each set's logits (N,), and where each rule draws the border."""
-    tasks, dreams = DRESSES[choice.dress]
-    # A fifth of each set is not fitted to; fewer dreams are the first ones of each kind.
+    tasks, dreams = bank.dressed(choice.dress)
+    # Part of each set is not fitted to; fewer dreams are the first ones of each kind.
     task, held_out = parted([bank.of("fit", name, choice) for name in tasks])
     other, fresh = parted([bank.of("fit", name, choice) for name in dreams], choice.dreams // len(dreams))
     head = fit_relevance(task, other, held_out, penalty=choice.penalty)
@@ -209,8 +216,8 @@ def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], di
 
 
 def parted(sets: Sequence[Tensor], most: int | None = None) -> tuple[Tensor, Tensor]:
-    """The rows to fit to, `most` of each set at most, and those that are held out, a fifth of each."""
-    places = [len(features) - max(len(features) // 5, 1) for features in sets]
+    """The rows to fit to, `most` of each set at most, and those that are held out, a quarter of each."""
+    places = [len(features) - max(round(len(features) * HELD_OUT), 1) for features in sets]
     fit = [features[:place][:most] for features, place in zip(sets, places, strict=True)]
     return torch.cat(fit), torch.cat([features[place:] for features, place in zip(sets, places, strict=True)])
 

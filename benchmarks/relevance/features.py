@@ -6,7 +6,6 @@ over the prompt's tokens and the last token's, (N, d) float32 each.
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import time
@@ -22,11 +21,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.models import model_folder, title
-from benchmarks.relevance.sets import PromptSet, prompt_sets, turned
+from benchmarks.relevance.sets import prompt_sets, task_rows
+from imsm.data.dresses import KINDS, dresses
+from imsm.data.formats import Pair
+from imsm.data.rendering import Renderer
+from imsm.data.turning import turning
+from imsm.dreams import dream
 from imsm.fingerprint import fingerprint
 from imsm.folders import write_text
 from imsm.generation import Prompt, padding_id, prompt_ids
-from imsm.samples import Sample, sample_texts
 from imsm.streams import HeadTap, nothing, output_head
 
 LAYERS = ("third", "two_thirds", "memory")
@@ -34,8 +37,6 @@ POOLINGS = ("mean", "last")
 INDEX = "index.json"
 #: Tokens of a batch, padding counted.
 BATCH_TOKENS = 2048
-#: Longest answer to a dream, where a conversation begins with one.
-ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,33 @@ def run(model_name: str, data_root: Path, work: Path, dreams: int, test: bool) -
         InputError: the model or the data root is not there, or lacks a file.
     """
     folder = model_folder(model_name)
-    wanted = list(prompt_sets(data_root, test))
+    judged = list(prompt_sets(data_root, test))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     out = work / Path(model_name).name
     numbers = layer_numbers(model)
     facts = fingerprint(model, [], {"layers": numbers, "features": 1})
     index: list[dict[str, Any]] = []
-    for found, prompts in encoded(model, tokenizer, wanted, dreams, work / "dreams"):
-        path = out / found.split / f"{found.name}.safetensors"
+    sets = [
+        (
+            found.split,
+            found.name,
+            found.wanted,
+            [encode(tokenizer, prompt, found.last_turn) for prompt in found.prompts],
+        )
+        for found in judged
+        if not found.chat or tokenizer.chat_template
+    ]
+    fit = fitted(model, tokenizer, task_rows(data_root)[1], dreams, work / "dreams")
+    for split, name, wanted, prompts in [*(("fit", name, "fit", prompts) for name, prompts in fit.items()), *sets]:
+        path = out / split / f"{name}.safetensors"
         key = fingerprint_of(facts, prompts)
         if not is_there(path, key):
             began = time.monotonic()
             keep(compute(model, prompts, numbers, padding_id(tokenizer) or 0), path, key)
             tokens = sum(len(prompt.ids) for prompt in prompts)
-            say(
-                f"{found.split} {found.name}: {len(prompts)} prompts, {tokens} tokens, {time.monotonic() - began:.1f} s"
-            )
-        index.append({"name": found.name, "split": found.split, "wanted": found.wanted, "count": len(prompts)})
+            say(f"{split} {name}: {len(prompts)} prompts, {tokens} tokens, {time.monotonic() - began:.1f} s")
+        index.append({"name": name, "split": split, "wanted": wanted, "count": len(prompts)})
     write_text(out / INDEX, json.dumps({"model": title(model_name), "layers": numbers, "sets": index}, indent=1) + "\n")
     return out
 
@@ -78,36 +88,32 @@ def run(model_name: str, data_root: Path, work: Path, dreams: int, test: bool) -
 # -- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def encoded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: Sequence[PromptSet], dreams: int, folder: Path
-) -> Iterator[tuple[PromptSet, list[Encoded]]]:
-    """Every set with its tokens, those made of dreams last; chat turns only where the tokenizer has a chat template."""
-    for found in wanted:
-        if not found.chat or tokenizer.chat_template:
-            yield found, [encode(tokenizer, prompt, found.last_turn) for prompt in found.prompts]
-    samples = dreamt(model, tokenizer, dreams, folder)
-    for name, dreamed in samples.items():
-        yield PromptSet(name, "fit", "fit", ()), [Encoded(sample.prompt_ids) for sample in dreamed]
-    task = next(found for found in wanted if found.name == "task")
+def fitted(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    dreams: int,
+    folder: Path,
+) -> dict[str, list[Encoded]]:
+    """What heads are fitted to, by name: the task in every kind of dress, dreams of both kinds, conversations that turn.
 
-    def text(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-    for found in turned(task, [(text(dream.prompt_ids), text(dream.answer_ids)) for dream in samples["dreams"]]):
-        yield found, [encode(tokenizer, prompt) for prompt in found.prompts]
-
-
-def dreamt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, folder: Path
-) -> dict[str, list[Sample]]:
-    """Prompts that the model samples itself, with short answers: from neutral openings and, with a template, as user turns."""
-    plain = copy.deepcopy(tokenizer)
-    plain.chat_template = None
-    sources = {"dreams": plain, **({"dreams-chat": tokenizer} if tokenizer.chat_template else {})}
-    return {
-        name: sample_texts(model, source, count, answer_tokens=ANSWER_TOKENS, folder=folder)
-        for name, source in sources.items()
+    Those that this tokenizer cannot have are left out.
+    """
+    renderer = Renderer(tokenizer, add_eos=True)
+    examples = [renderer.render(Pair(row["input"], row["output"]), line) for line, row in enumerate(rows, 1)]
+    dressed = dresses(examples, tokenizer, kinds=tuple(KINDS))
+    samples = dream(model, tokenizer, dreams, folder=folder)
+    to_task, to_dream = turning(examples, samples, tokenizer)
+    found = {
+        **{f"task-{kind}": [dress.prompt_ids for dress in dressed if dress.kind == kind] for kind in KINDS},
+        "task-turned": to_task,
+        **{
+            f"dreams-{kind}": [sample.prompt_ids for sample in samples if sample.kind == kind]
+            for kind in ("plain", "chat")
+        },
+        "dreams-turned": to_dream,
     }
+    return {name: [Encoded(ids) for ids in prompts] for name, prompts in found.items() if prompts}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, last_turn: bool = False) -> Encoded:

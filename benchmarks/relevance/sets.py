@@ -30,11 +30,11 @@ ELSEWHERE = {
 }
 #: CLINC150's domains that are the task's or may be.
 NEAR = ("banking", "credit_cards", "out_of_scope")
-FIT, HELD_OUT, EACH = 480, 120, 60
+FIT, VALIDATION, EACH = 256, 120, 60
 
-#: fit: what the head is fitted to; open: either answer would do.
-Wanted = Literal["fit", "task", "base", "open"]
-Split = Literal["fit", "validation", "test"]
+#: open: either answer would do.
+Wanted = Literal["task", "base", "open"]
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class PromptSet:
     wanted: who should answer.
     prompts: texts, or conversations that end in a user's turn.
     last_turn: judge by the last turn alone.
-    answers: the task's, where they are needed.
     """
 
     name: str
@@ -54,7 +53,6 @@ class PromptSet:
     wanted: Wanted
     prompts: tuple[Prompt, ...]
     last_turn: bool = False
-    answers: tuple[str, ...] = ()
 
     @property
     def chat(self) -> bool:
@@ -63,7 +61,7 @@ class PromptSet:
 
 
 def prompt_sets(data_root: Path, test: bool = False) -> Iterator[PromptSet]:
-    """All sets but the dreams: those of fit and validation, and with `test` those of test.
+    """All sets of validation, and with `test` those of test.
 
     MultiRC has too few records for the forgetting benchmark and for this one: its validation prompts are test prompts
     there, of which the answers are not looked at here. All others are not.
@@ -71,22 +69,16 @@ def prompt_sets(data_root: Path, test: bool = False) -> Iterator[PromptSet]:
     Raises:
         InputError: the data root lacks a file.
     """
-    rows = shuffled(read(data_root / "banking77" / "train.jsonl"), seed=0)
-    held_out = min(HELD_OUT, len(rows) // 5)
-    validation, fit = rows[:held_out], rows[held_out:][:FIT]
-    yield from fitted(fit)
-    yield from judged("validation", validation, data_root)
+    yield from judged("validation", task_rows(data_root)[0], data_root)
     if test:
         yield from judged("test", shuffled(read(data_root / "banking77" / "test.jsonl"), seed=1), data_root)
 
 
-def fitted(rows: list[dict[str, Any]]) -> Iterator[PromptSet]:
-    """The task's prompts as they are, as chat turns, and with words left out."""
-    draw = random.Random(2)
-    inputs, answers = [row["input"] for row in rows], tuple(row["output"] for row in rows)
-    yield PromptSet("task", "fit", "fit", tuple(inputs), answers=answers)
-    yield PromptSet("task-chat", "fit", "fit", turns(inputs[: FIT // 2]))
-    yield PromptSet("task-perturbed", "fit", "fit", tuple(perturbed(text, draw) for text in inputs[: FIT // 2]))
+def task_rows(data_root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the task's training file: some for validation, and some that heads are fitted to."""
+    rows = shuffled(read(data_root / "banking77" / "train.jsonl"), seed=0)
+    held_out = min(VALIDATION, len(rows) // 5)
+    return rows[:held_out], rows[held_out:][:FIT]
 
 
 def judged(split: Split, messages: list[dict[str, Any]], data_root: Path) -> Iterator[PromptSet]:
@@ -97,7 +89,7 @@ def judged(split: Split, messages: list[dict[str, Any]], data_root: Path) -> Ite
         yield PromptSet(f"{name}-chat", split, wanted, turns(texts[:EACH]))
 
     texts = [row["text"] for row in messages][:EACH]
-    yield from both("trained", "task", [row["input"] for row in messages][:HELD_OUT])
+    yield from both("trained", "task", [row["input"] for row in messages][:VALIDATION])
     wordings = yaml.safe_load((SETS / "rewordings.yaml").read_text(encoding="utf-8"))[split]
     for number, wording in enumerate(wordings, 1):
         yield from both(f"reworded-{number}", "task", [fill(wording, {"text": text}) for text in texts])
@@ -158,29 +150,9 @@ def conversation(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(contents)]
 
 
-def turned(task: PromptSet, dreams: Sequence[tuple[str, str]]) -> Iterator[PromptSet]:
-    """Conversations from a dream and its answer to the task, and from the task to a dream."""
-    pairs = list(zip(task.prompts, task.answers, dreams, strict=False))[: FIT // 4]
-    back = tuple(conversation(*dream, str(prompt)) for prompt, _, dream in pairs)
-    yield PromptSet("task-turned", "fit", "fit", back)
-    yield PromptSet(
-        "dreams-turned",
-        "fit",
-        "fit",
-        tuple(conversation(str(prompt), said, dream) for prompt, said, (dream, _) in pairs),
-    )
-
-
 def turns(texts: Sequence[str]) -> tuple[Prompt, ...]:
     """Each text as a user's turn."""
     return tuple(conversation(text) for text in texts)
-
-
-def perturbed(text: str, draw: random.Random) -> str:
-    """The text with a fifth of its words left out, and in half the cases its beginning, up to half of it."""
-    words = text.split(" ")
-    first = draw.randrange(len(words) // 2 + 1) if draw.random() < 0.5 else 0
-    return " ".join(word for word in words[first:] if draw.random() >= 0.2) or text
 
 
 def read(path: Path) -> list[dict[str, Any]]:
