@@ -87,9 +87,11 @@ def task_names(tasks: Sequence[str]) -> list[str]:
 
 def train_config(settings: dict[str, Any], **own: Any) -> Any:
     """The `TrainConfig` of settings as the plan has them, and of what a run adds."""
-    from imsm.settings import RetainConfig, TrainConfig
+    from imsm.settings import DreamsConfig, RetainConfig, TrainConfig
 
-    return TrainConfig(**{**settings, **own, "retain": RetainConfig(**settings.get("retain", {}))})
+    groups = {"retain": RetainConfig, "dreams": DreamsConfig}
+    made = {name: kind(**settings.get(name, {})) for name, kind in groups.items()}
+    return TrainConfig(**{**settings, **own, **made})
 
 
 def read_plan(model: str, path: Path = PLAN) -> Plan:

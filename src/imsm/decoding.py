@@ -14,7 +14,7 @@ from transformers.masking_utils import create_masks_for_generate
 from imsm.cache import TwinCache, joinable
 from imsm.errors import InputError
 from imsm.gates import Mix
-from imsm.mixing import Recall
+from imsm.mixing import Recall, forced
 from imsm.streams import Streams
 
 Query = tuple[Tensor | None, Tensor | None]
@@ -124,7 +124,9 @@ class TwinGenerationMixin(GenerationMixin):
             self.base._prepare_cache_for_generation(generation_config, made, *args, **kwargs)
             return made.get(self.streams.cache_name)
 
-        force_gate = model_kwargs.get("force_gate")
+        force_gate = forced(
+            *(model_kwargs.get(name) for name in ("force_gate", "recall", "recall_floor", "recall_ceiling"))
+        )
         # The frozen stream says first whether the other is needed at all.
         whole = generation_config.prefill_chunk_size is None and not generation_config.is_assistant
         cache.settles = given is None and whole and force_gate is None and self.relevance is not None

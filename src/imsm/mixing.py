@@ -66,9 +66,24 @@ def recall_of(
             f"recall_floor and recall_ceiling must be 0 ≤ floor ≤ ceiling ≤ 1, got {_shown(floor, 0)} and "
             f"{_shown(ceiling, 1)}"
         )
-    if floor in (None, 0) and ceiling in (None, 1) and isinstance(recall, (int, float)) and math.isinf(recall):
-        return Recall(1.0 if recall > 0 else 0.0)
-    return Recall(None, dial)
+    force = forced(force_gate, recall, floor, ceiling)
+    return Recall(force, None if force is not None else dial)
+
+
+def forced(
+    force_gate: float | None,
+    recall: float | Tensor | None = None,
+    floor: float | Tensor | None = None,
+    ceiling: float | Tensor | None = None,
+) -> float | None:
+    """The constant that a call puts in place of the mix: `force_gate`, or an end of the dial."""
+    bounded = any(
+        isinstance(x, Tensor) or x != plain
+        for x, plain in ((0 if floor is None else floor, 0), (1 if ceiling is None else ceiling, 1))
+    )
+    if isinstance(recall, (int, float)) and math.isinf(recall) and not bounded:
+        return 1.0 if recall > 0 else 0.0
+    return force_gate
 
 
 def _shown(value: float | Tensor | None, plain: float) -> object:

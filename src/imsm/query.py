@@ -8,7 +8,7 @@ row, a query starts with its own example.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ class Queries:
     attended: Tensor
     boundary: Tensor
     first: Tensor | None = None
-    kept: slice | Tensor = slice(None)
+    kept: slice | Tensor = field(default_factory=lambda: slice(None))
     within: bool = False
     whole: bool = False
 

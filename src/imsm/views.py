@@ -15,8 +15,8 @@ from torch import Tensor, nn
 #: From a module and a function that makes its view, to what stands in its place; None keeps the module.
 Replace = Callable[[nn.Module, Callable[[nn.Module], nn.Module]], "nn.Module | None"]
 
-#: Numbers of rows, by dtype, for which the product with the transposed rows is the faster one on a CPU.
-FEW_ROWS = {torch.float32: range(1, 65), torch.bfloat16: range(9, 65)}
+#: Least and greatest number of rows, by dtype, for which the product with the transposed rows is the faster one on a CPU.
+FEW_ROWS = {torch.float32: (1, 64), torch.bfloat16: (9, 64)}
 
 
 class PatchedForwardError(Exception):
@@ -74,7 +74,11 @@ class FewRowsLinear(nn.Linear):
     @staticmethod
     def serves(x: Tensor) -> bool:
         """Whether `x` (..., in) has as many rows as it pays for, on a device and in a dtype where it does."""
-        return x.device.type == "cpu" and x.dtype in FEW_ROWS and x.numel() // x.shape[-1] in FEW_ROWS[x.dtype]
+        if x.device.type != "cpu" or x.dtype not in FEW_ROWS:
+            return False
+        least, most = FEW_ROWS[x.dtype]
+        rows = x.numel() // x.shape[-1]
+        return bool(least <= rows <= most)  # not `in range`, which a graph for any number of rows has no answer to
 
     def transposed(self, x: Tensor) -> Tensor:
         """The product (out, rows) with `x` (rows, in), a fresh tensor."""

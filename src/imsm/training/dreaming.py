@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from imsm.data import IGNORED, AnswerCollator, Example
+from imsm.data import AnswerCollator, Example
 from imsm.data.dresses import dresses
 from imsm.dreams import dream, read_anchors
 from imsm.errors import InputError
@@ -96,23 +96,17 @@ def learn_from_dreams(
         )
         found["gate_loss"] = sum(losses[-10:]) / len(losses[-10:])
     chosen = random.Random(config.seed).sample(list(examples), min(settings.task_prompts, len(examples)))
-    prompts = [prompt for example in chosen if (prompt := prompt_of(example))]
+    found_dresses = dresses(chosen, tokenizer, config.seed)
+    prompts = [dress.prompt_ids for dress in found_dresses if dress.kind == "trained" and dress.prompt_ids]
     if not prompts:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
     border = fit_border(
         model,
         prompts,
-        dresses(chosen, tokenizer, config.seed),
+        [dress.prompt_ids for dress in found_dresses if dress.kind != "trained"],
         [sample.prompt_ids for sample in dreams.samples] + dreams.anchors,
         false_recall=settings.false_recall,
         bf16=config.bf16,
         report=report,
     )
     return found | {"false_recall": border.false_recall, "dreams_kept": border.dreams_kept}
-
-
-def prompt_of(example: Example) -> list[int]:
-    """The tokens before an example's last answer."""
-    answered = [place for place, label in enumerate(example.labels) if label != IGNORED]
-    starts = [place for place in answered if place == 0 or example.labels[place - 1] == IGNORED]
-    return example.input_ids[: starts[-1]] if starts else []
