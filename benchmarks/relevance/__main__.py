@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="verb", required=True, metavar="{features,ablate}")
     features = verbs.add_parser("features", help="compute the frozen model's features that are not there yet")
     features.add_argument("--data-root", type=Path, required=True, help="folder with the data sets' files")
-    features.add_argument("--dreams", type=int, default=480, help="prompts that the model makes up (default: 480)")
+    features.add_argument("--dreams", type=int, default=360, help="prompts that the model makes up (default: 360)")
     ablate = verbs.add_parser("ablate", help="fit heads to the features, and print and keep where they send prompts")
     ablate.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     for verb in (features, ablate):

@@ -35,7 +35,7 @@ DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 FEATURES = {"mean": ("mean",), "last": ("last",), "both": ("mean", "last")}
 DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
-DREAMS = (40, 120, 200, 360)
+DREAMS = (40, 120, 200, 270)
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 
 

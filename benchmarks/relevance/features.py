@@ -35,6 +35,8 @@ from imsm.streams import HeadTap, nothing, output_head
 LAYERS = ("third", "two_thirds", "memory")
 POOLINGS = ("mean", "last")
 INDEX = "index.json"
+#: Conversations from a dream to the task, and from the task to a dream.
+CONVERSATIONS = 80
 #: Tokens of a batch, padding counted.
 BATCH_TOKENS = 2048
 
@@ -102,8 +104,9 @@ def fitted(
     renderer = Renderer(tokenizer, add_eos=True)
     examples = [renderer.render(Pair(row["input"], row["output"]), line) for line, row in enumerate(rows, 1)]
     dressed = dresses(examples, tokenizer, kinds=tuple(KINDS))
-    samples = dream(model, tokenizer, dreams, folder=folder)
-    to_task, to_dream = turning(examples, samples, tokenizer)
+    samples = dream(model, tokenizer, dreams, answers=False, folder=folder)
+    answered = dream(model, tokenizer, min(CONVERSATIONS, dreams), folder=folder)
+    to_task, to_dream = turning(examples[:CONVERSATIONS], answered, tokenizer)
     found = {
         **{f"task-{kind}": [dress.prompt_ids for dress in dressed if dress.kind == kind] for kind in KINDS},
         "task-turned": to_task,
@@ -125,8 +128,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, last_turn: bool =
         return Encoded(prompt_ids(tokenizer, prompt))
     if tokenizer.chat_template:
         ids = prompt_ids(tokenizer, prompt)
-        before = str(tokenizer.apply_chat_template(prompt[:-1], tokenize=False)) if last_turn else ""
-        start = len(tokenizer(before, add_special_tokens=False)["input_ids"]) if before else 0
+        start = 0
+        if last_turn and len(prompt) > 1:
+            before = tokenizer.apply_chat_template(prompt[:-1], tokenize=False)
+            start = len(tokenizer(before, add_special_tokens=False)["input_ids"])
     else:
         before = "".join(message["content"] + (" " if message["role"] == "user" else "\n\n") for message in prompt[:-1])
         ids = prompt_ids(tokenizer, before + prompt[-1]["content"])
