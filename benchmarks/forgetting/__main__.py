@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--model", nargs="+", default=["smollm2", "gemma3"], help="smollm2, gemma3 or a model's folder")
     run.add_argument("--plan", type=Path, default=HERE / "plan.yaml", help="what is to be done")
     run.add_argument("--work", type=Path, default=Path("forgetting"), help="folder for checkpoints and full outputs")
+    run.add_argument("--methods", nargs="+", default=[], help="names of the plan's methods (default: all)")
     run.add_argument("--budget-minutes", type=float, default=float("inf"), help="begin no job after this time")
     report = verbs.add_parser("report", help="make docs/forgetting.md and its picture from the records")
     report.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs", help="folder that is written to")
@@ -47,7 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         for model in args.model:
             name = Path(model).name
             plan = read_plan(name, args.plan)
-            runner = Runner(plan, name, model_folder(model), args.data_root, args.work.resolve(), args.out, deadline)
+            if unknown := [method for method in args.methods if method not in plan.methods]:
+                raise InputError(
+                    f"the plan for {name} has no method {', '.join(unknown)}; it has {', '.join(plan.methods)}"
+                )
+            folders = (args.data_root, args.work.resolve(), args.out)
+            runner = Runner(plan, name, model_folder(model), *folders, deadline, tuple(args.methods))
             runner.run()
     except InputError as error:
         print(error, file=sys.stderr)

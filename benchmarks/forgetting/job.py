@@ -13,16 +13,28 @@ VALIDATION = "validation"
 
 def child(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Does what the task says and yields what came of it."""
-    yield {"train": train, "evaluate": evaluate}[task["do"]](task)
+    yield {"train": train, "adopt": adopt, "evaluate": evaluate}[task["do"]](task)
 
 
 def train(task: dict[str, Any]) -> dict[str, Any]:
     """Trains into `folder`; gives the run's metrics."""
-    from benchmarks.forgetting.plan import train_config
-    from imsm import DataConfig
     from imsm import train as run
 
-    config = train_config(
+    return dict(run(_config(task)).metrics)
+
+
+def adopt(task: dict[str, Any]) -> dict[str, Any]:
+    """Adopts the adapter in `adapter` into `folder`; gives what its fit came to."""
+    from imsm import adopt as run
+
+    return dict(run(task["adapter"], _config(task)).metrics)
+
+
+def _config(task: dict[str, Any]) -> Any:
+    from benchmarks.forgetting.plan import train_config
+    from imsm import DataConfig
+
+    return train_config(
         task["settings"],
         model=task["model"],
         output_dir=task["folder"],
@@ -34,7 +46,6 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         tensorboard=False,
         progress=False,
     )
-    return dict(run(config).metrics)
 
 
 def evaluate(task: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Method:
     learning_rates: those that are tried; the best on the validation records is used for all seeds.
     seeds: seeds that are run.
     rate_of: the method whose rate is taken instead of a search.
+    adopts: the method whose adapter is adopted, of the same seed and rate, instead of one that is trained.
     sweep: what is varied in evaluation alone, as `open_candidate` takes it: `scale` or `gate` and its values.
     """
 
@@ -33,6 +34,7 @@ class Method:
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...] = ()
     rate_of: str | None = None
+    adopts: str | None = None
     sweep: dict[str, list[float]] = field(default_factory=dict)
 
     @property

@@ -43,6 +43,7 @@ class Runner:
     work: where checkpoints and full outputs go.
     out: where the records go.
     deadline: no job begins after this `time.monotonic()`.
+    only: names of the methods to run; all if it is empty.
     """
 
     plan: Plan
@@ -52,6 +53,7 @@ class Runner:
     work: Path
     out: Path
     deadline: float
+    only: tuple[str, ...] = ()
 
     def run(self) -> None:
         """Everything; stops silently at the deadline.
@@ -63,7 +65,8 @@ class Runner:
         try:
             self.base()
             for method, seed, varied in self.order():
-                self.one(method, seed, varied)
+                if not self.only or method.name in self.only:
+                    self.one(method, seed, varied)
         except OutOfTimeError:
             say("out of time; run the same command to go on")
 
@@ -131,9 +134,14 @@ class Runner:
                 )
         else:
             shutil.rmtree(folder, ignore_errors=True)
+            source = {}
+            if method.adopts is not None:
+                adapter = self.trained(self.plan.methods[method.adopts], seed, rate) / "checkpoint"
+                source = {"adapter": str(adapter)}
             found = self.job(
-                f"{method.name}, rate {rate:g}, seed {seed}, training",
-                do="train",
+                f"{method.name}, rate {rate:g}, seed {seed}, {'adoption' if source else 'training'}",
+                do="adopt" if source else "train",
+                **source,
                 settings=settings,
                 folder=str(folder / "checkpoint"),
                 data=str(self.work / "data" / "train.jsonl"),

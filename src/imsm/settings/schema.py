@@ -50,21 +50,21 @@ class RetainConfig:
 
     Attributes:
         kind: none; kl_prompts adds the KL divergence from the base model at the training prompts; kl_samples adds it on
-            texts that the base model sampled; replay mixes the base model's own answers to general prompts into the
+            texts that the base model sampled, kl_dreams on dreams (which train a siamese model's gate by default); replay mixes the base model's own answers to general prompts into the
             training records.
         weight: Weight of the KL divergence, in mean nats a token, beside the cross-entropy.
-        samples: Texts that the base model samples, for kl_samples and for CorDA.
+        samples: Texts that the base model samples, for kl_samples, kl_dreams and CorDA.
         share: Share of the training records that replay makes the base model's own answers.
         prompts: A file of general prompts (prompt, input or messages) that the base model answers; null lets it sample
             prompts of its own.
         sample_tokens: Longest sampled prompt, and longest answer, in tokens.
-        batch_size: Sampled texts a device and forward pass, for kl_samples.
+        batch_size: Sampled texts a device and forward pass, for kl_samples and kl_dreams.
 
     Raises:
         InputError: a value of the wrong type or out of range.
     """
 
-    kind: Literal["none", "kl_prompts", "kl_samples", "replay"] = "none"
+    kind: Literal["none", "kl_prompts", "kl_samples", "kl_dreams", "replay"] = "none"
     weight: float = 1.0
     samples: int = 200
     share: float = 0.05
@@ -284,7 +284,7 @@ class TrainConfig:
         texts = ("samples", "prompts", "sample_tokens") if self.corda else ()
         if kind == "none":
             return next((name for name in changed if name not in texts), None)
-        return "prompts" if kind == "kl_prompts" and "prompts" in changed else None
+        return "prompts" if kind in ("kl_prompts", "kl_dreams") and "prompts" in changed else None
 
     def _refuse_combinations(self) -> None:
         """Raises `InputError` for settings that are right one by one and cannot go together."""
@@ -303,12 +303,12 @@ class TrainConfig:
                 f"retain.{unused} is set, but retain.kind: {kind} has no use for it; give the kind that you mean, or leave it "
                 "out"
             )
-        if kind in ("kl_prompts", "kl_samples") and self.method in ("full", "loramoe"):
+        if kind.startswith("kl_") and self.method in ("full", "loramoe"):
             raise InputError(
                 f"retain.kind: {kind} compares with the base model, which method: {self.method} does not keep at hand; use "
                 "method: peft, or retain.kind: replay"
             )
-        if kind in ("kl_prompts", "kl_samples") and self.corda:
+        if kind.startswith("kl_") and self.corda:
             raise InputError(
                 f"retain.kind: {kind} compares with the base model, whose weights CorDA rewrites; use another "
                 "adapter.init_lora_weights, or retain.kind: replay"

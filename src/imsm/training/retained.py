@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.data import AnswerCollator, Example, ExampleSet
+from imsm.dreams import dream
 from imsm.errors import InputError
 from imsm.samples import Report, Sample, read_prompts, sample_texts
 from imsm.settings import TrainConfig
@@ -27,7 +28,7 @@ class Replayed(Example):
 def texts_needed(config: TrainConfig, records: int) -> int:
     """How many of the base model's own texts a run on so many records uses."""
     wanted = [0]
-    if config.retain.kind == "kl_samples" or config.corda:
+    if config.retain.kind in ("kl_samples", "kl_dreams") or config.corda:
         wanted.append(config.retain.samples)
     if config.retain.kind == "replay":
         wanted.append(replay_count(config.retain.share, records))
@@ -46,7 +47,7 @@ def base_texts(
     count: int,
     report: Report | None = None,
 ) -> list[Sample]:
-    """The base model's own texts: its answers to the prompts of `retain.prompts`, or to prompts that it samples.
+    """The base model's own texts: its answers to the prompts of `retain.prompts`, to prompts that it samples, or its dreams.
 
     `report` is called with the texts there are and those wanted, while some are made.
 
@@ -54,6 +55,9 @@ def base_texts(
         InputError: the prompts cannot be read or are too long, or the model gives nothing that can be used.
     """
     settings = config.retain
+    if settings.kind == "kl_dreams":
+        longest = {"prompt_tokens": config.dreams.prompt_tokens, "answer_tokens": config.dreams.answer_tokens}
+        return dream(base, tokenizer, count, config.seed, report=report, **longest)
     prompts = None
     if settings.prompts is not None:
         room = config.data.max_length - settings.sample_tokens
@@ -94,7 +98,7 @@ def divergence(config: TrainConfig, samples: list[Sample], collator: AnswerColla
     settings = config.retain
     if settings.kind == "kl_prompts":
         return PromptDivergence(settings.weight)
-    if settings.kind == "kl_samples":
+    if settings.kind in ("kl_samples", "kl_dreams"):
         return SampleDivergence(
             settings.weight,
             samples,
