@@ -187,7 +187,7 @@ def test_kept_tasks_of_a_data_root(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--held-out": "30"}, "30 of the 40 records of .* cannot be held out"),
+        ({"--held-out": "30"}, "at most half of the 40 records of .* can be held out, got 30"),
         ({"--held-out": "-1"}, "--held-out must not be negative, got -1"),
         ({"--metric": "bleu"}, "--metric must be one of accuracy, .*; got 'bleu'"),
         ({"--retained": "kept_webq"}, "--retained needs the tasks' files: give their folder with --data-root"),
