@@ -27,6 +27,7 @@ def commit() -> str:
             "examples",
             ":!benchmarks/results",
             ":!benchmarks/forgetting/results",
+            ":!benchmarks/relevance/results",
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

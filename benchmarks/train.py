@@ -215,7 +215,7 @@ def run_sft(task: dict[str, Any]) -> dict[str, float]:
 
 def run_ours(task: dict[str, Any]) -> dict[str, float]:
     """`imsm.train`, timed from the moment its model is built."""
-    from imsm import DataConfig, TrainConfig
+    from imsm import DataConfig, DreamsConfig, TrainConfig
     from imsm.training import run
 
     *_, tokens = examples(task)
@@ -233,6 +233,7 @@ def run_ours(task: dict[str, Any]) -> dict[str, float]:
                 output_dir=task["output"],
                 data=DataConfig(train=task["data"], max_length=MAX_LENGTH),
                 adapter=adapter_settings(task),
+                dreams=DreamsConfig("off"),
                 dtype=task["dtype"],
                 epochs=task["epochs"],
                 max_steps=task["steps"],

@@ -78,6 +78,8 @@ def mix(name: str, weights: dict[str, Tensor], h: Tensor, tuned: Tensor, q: Tens
         return g * h + (1 - g) * tuned
     if name == "average":
         return 0.5 * h + 0.5 * tuned
+    if name == "tuned":
+        return tuned
     if name == "query_blended":
         h, tuned = 0.5 * h + 0.5 * q, 0.5 * tuned + 0.5 * tuned_q
     g = gate(h, tuned)

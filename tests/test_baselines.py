@@ -16,7 +16,7 @@ from test_training import losses
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from zoo import METHODS, disturb
 
-from imsm import DataConfig, InputError, SiameseForCausalLM, TrainConfig, loramoe, train
+from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, loramoe, train
 from imsm.cli.info import describe
 from imsm.data import AnswerCollator, load_examples
 from imsm.samples import Sample
@@ -52,6 +52,7 @@ def settings(base_folder: str, data_file: str, tmp_path: Path) -> dict[str, Any]
         "warmup": 0.0,
         "learning_rate": 5e-3,
         "tensorboard": False,
+        "dreams": DreamsConfig("off"),
         "progress": False,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from zoo import METHODS, disturb
 import imsm_cli
 from imsm import InputError, SiameseForCausalLM
 from imsm.evaluation import running
+from imsm.evaluation.answering import asked
 from imsm.evaluation.candidates import Candidate, open_candidate
 from imsm.evaluation.partial import Partial
 from imsm.evaluation.passes import GREEDY
@@ -260,6 +262,11 @@ def test_a_task_may_chat(opened: Callable[..., Candidate], run: Callable[..., Re
     }
     assert {record.index: record.answer for record in records} == expected
     assert [record.prompt for record in records] == PROMPTS
+    # As a chat where the tokenizer can, and as a text where it cannot.
+    ask, record, tokenizer = replace(ANSWER, chat="auto"), TaskRecord("word1?"), copy.deepcopy(candidate.tokenizer)
+    assert asked(ask, record, tokenizer) == [{"role": "user", "content": "word1?"}]
+    tokenizer.chat_template = None
+    assert asked(ask, record, tokenizer) == "word1?"
 
 
 # -- candidates ------------------------------------------------------------------------------------------------------

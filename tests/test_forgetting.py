@@ -16,8 +16,9 @@ from benchmarks import measure
 from benchmarks.forgetting import claims, job, plan, records, report
 from benchmarks.forgetting.__main__ import main
 from benchmarks.forgetting.run import Runner
+from benchmarks.relevance.sets import SETS
 from imsm import DataConfig
-from imsm.evaluation.tasks import TASKS
+from imsm.evaluation.tasks import TASKS, find_tasks
 from imsm.training.models import adapter_config
 
 
@@ -38,7 +39,9 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def data_root(tmp_path: Path) -> Path:
     for name, rows in {
         "banking77/train": [{"input": f"word{i % 7} ask\nIntent:", "output": f"word{i % 7}"} for i in range(20)],
-        "banking77/test": [{"input": f"word{i} ask\nIntent:", "output": f"word{i}"} for i in range(7)],
+        "banking77/test": [
+            {"input": f"word{i} ask\nIntent:", "output": f"word{i}", "text": f"word{i} ask"} for i in range(7)
+        ],
         "webq/test": [{"input": f"who is word{i}?", "output": [f"word{i}", "word1"]} for i in range(5)],
         "wiki/sentences": [{"text": f"word{i} word{i + 1} word3"} for i in range(4)],
     }.items():
@@ -53,7 +56,8 @@ def plan_file(tmp_path: Path) -> Path:
     lora = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
     content = {
         "target": "banking77",
-        "retained": ["webq", "wiki", "kept_webq"],
+        "reworded": ["tasks/other.yaml"],
+        "retained": ["webq", "wiki", "kept_webq", "tasks/kept_own.yaml"],
         "training_records": 8,
         "validation_records": 4,
         "limit": 4,
@@ -78,6 +82,13 @@ def plan_file(tmp_path: Path) -> Path:
         },
         "models": {},
     }
+    (tmp_path / "tasks").mkdir()
+    for name, text in {
+        "other.yaml": "title: Other words\nfile: banking77/test.jsonl\nprompt: 'Of what is {text}?'\nlimit: 3",
+        "kept_own.yaml": "title: Own questions\nkind: kept\nfile: own.jsonl\nprompt: '{text}'\nchat: auto\nmax_new_tokens: 4",
+        "own.jsonl": '{"text": "word1?"}\n{"text": "word2?"}',
+    }.items():
+        (tmp_path / "tasks" / name).write_text(text)
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -117,9 +128,12 @@ def test_run_is_continued_and_reported(
     lora = records.read(out / name / "lora-seed-1.json")
     assert set(lora.tried) == {"0.001", "0.03"} and lora.learning_rate in (0.001, 0.03)
     assert lora.settings["method"]["method"] == "peft" and lora.training["steps"] == 2
-    assert list(lora.tasks) == ["banking77", "webq", "wiki", "kept_webq"]
+    assert list(lora.tasks) == ["banking77", "other", "webq", "wiki", "kept_webq", "kept_own"]
+    assert len(lora.tasks["other"]["records"]) == 3 and len(lora.tasks["kept_own"]["records"]) == 2
+    assert lora.settings["reworded"] == ["other"] and lora.settings["retained"][-1] == "kept_own"
     assert len(lora.tasks["webq"]["records"]) == 4
-    assert set(lora.balance["kept"]) | set(lora.balance["left_out"]) >= {"webq", "wiki", "kept_webq"}
+    weighed = set(lora.balance["kept"]) | set(lora.balance["left_out"])
+    assert weighed == {"webq", "wiki", "kept_webq", "kept_own"}  # the target in other words is not what is kept
 
     before = len(jobs)
     assert main(run) == 0 and len(jobs) == before  # nothing is done twice
@@ -135,6 +149,7 @@ def test_run_is_continued_and_reported(
 
     assert main(["report", "--out", str(out), "--docs", str(docs)]) == 0
     page = (docs / "forgetting.md").read_text()
+    assert "| reworded | of LoRA's |" in page and "| Own questions |" in page
     assert "| LoRA | 2 |" in page and "@scale=0.5" in page and "hold**" in page
     assert (docs / "forgetting.png").stat().st_size > 0
 
@@ -166,7 +181,15 @@ def test_another_plan_does_not_mix_in(
 @pytest.mark.parametrize("model", ["smollm2", "gemma3"])
 def test_the_plan_is_sound(model: str) -> None:
     made = plan.read_plan(model)
-    assert {made.target, *made.retained} <= set(TASKS)
+    assert made.target in TASKS
+    tasks = {task.name: task for task in find_tasks([*made.reworded, *made.retained])}
+    target = TASKS[made.target]
+    wordings = yaml.safe_load((SETS / "rewordings.yaml").read_text())["test"]
+    assert [tasks[name].prompt for name in made.settings["reworded"]] == wordings and len(wordings) >= 5
+    for name in made.settings["reworded"]:
+        asked = (tasks[name].kind, tasks[name].metrics, tasks[name].file, tasks[name].max_new_tokens)
+        assert asked == (target.kind, target.metrics, target.file, target.max_new_tokens)
+    assert {"kept_near_domain", "kept_everyday"} <= set(made.settings["retained"])
     assert {"lora", "imsm", "lora-kl-samples"} <= set(made.methods)
     for method in made.methods.values():
         # Each is searched alike, or takes the rate of one that was.
@@ -199,3 +222,19 @@ def test_claims_follow_from_the_figures() -> None:
     assert "@gate=0.5 has 0.700 and 0.600" in made[2].text
     assert "replay (harmonic mean 0.583 against 0.646)" in made[4].text
     assert not claims.claims([group("lora", 0.8, 0.2)])
+
+
+def scored(name: str, score: float, varied: str = "") -> report.Group:
+    made = group(name, 0.5, 0.5, varied)
+    task = {"title": "T", "kind": "answer", "score": "exact_match", "metrics": {"exact_match": [score, 0.0, 1.0]}}
+    made.records[0].tasks.update({"target": task, "again": task})
+    return made
+
+
+def test_reworded_scores_are_held_against_loras() -> None:
+    settings = {"target": "target", "reworded": ["again"], "retained": []}
+    lora = scored("lora", 0.4)
+    lines = report.table([lora, scored("imsm", 0.3)], settings, lora).splitlines()
+    assert "| 0.400 | 0.400 | 1.00 |" in lines[2] and "| 0.300 | 0.300 | 0.75 |" in lines[3]
+    assert "| 0.300 | 0.300 | – |" in report.table([scored("imsm", 0.3)], settings, None)
+    assert "reworded" not in report.table([lora], {**settings, "reworded": []}, None)

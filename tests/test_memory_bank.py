@@ -17,17 +17,20 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from imsm.training.recall import passes, plan_bank
 from test_training import ADALORA, LORA, losses
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedTokenizerBase
 from zoo import METHODS, tiny_base, tiny_siamese
 
 import imsm.memory_bank
-from imsm import GATES, DataConfig, InputError, SiameseForCausalLM, TrainConfig, train
+from imsm import GATES, DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
 from imsm.data import IGNORED, AnswerCollator, Example
 from imsm.memory_bank import MemoryBank, RecallingCollator, bank_bytes
 from imsm.settings import to_yaml
-from imsm.training import recall
+from imsm.training import banking
+from imsm.training.banking import passes, plan_bank
+
+#: The paper's own training.
+OFF = DreamsConfig("off")
 
 
 def examples(count: int = 20, seed: int = 0) -> list[Example]:
@@ -197,6 +200,7 @@ def run_settings(base_folder: str, tmp_path: Path) -> dict[str, Any]:
         "group_by_length": True,
         "learning_rate": 5e-3,
         "tensorboard": False,
+        "dreams": OFF,
         "progress": False,
         "memory_bank_dir": str(tmp_path / "banks"),
     }
@@ -477,6 +481,7 @@ def test_two_processes_train_as_one(base_folder: str, tmp_path: Path) -> None:
         ({"memory_bank": "on", "epochs": 1.0}, 1e9, "on"),
         ({"memory_bank": "off"}, 1e9, "off"),
         ({"method": "peft"}, 1e9, "off"),
+        ({"dreams": DreamsConfig()}, 1e9, "off .it has no use: the frozen stream is not run"),
         ({"memory_bank_dtype": "bfloat16"}, 1e9, r"on \(5\.7 kB for 20 examples in bfloat16"),
         ({"bf16": True}, 1e9, "in bfloat16"),
     ],
@@ -489,9 +494,13 @@ def test_decisions(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recall, "free_bytes", lambda folder: int(free))
+    monkeypatch.setattr(banking, "free_bytes", lambda folder: int(free))
     config = TrainConfig(
-        model="m", output_dir="o", data=DataConfig("d"), memory_bank_dir=str(tmp_path / "banks"), **settings
+        model="m",
+        output_dir="o",
+        data=DataConfig("d"),
+        memory_bank_dir=str(tmp_path / "banks"),
+        **{"dreams": OFF, **settings},
     )
     bank, line = plan_bank(config, tiny_siamese("llama", "lora"), examples(), collator)
     assert (bank is not None) == line.startswith("memory bank: on")
@@ -502,9 +511,12 @@ def test_on_that_cannot_be_is_refused(
     collator: AnswerCollator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common: dict[str, Any] = {"model": "m", "output_dir": "o", "data": DataConfig("d"), "memory_bank": "on"}
+    with pytest.raises(InputError, match="the first of dreams' two phases runs no frozen stream"):
+        TrainConfig(**common)
+    common["dreams"] = OFF
     with pytest.raises(InputError, match="method: peft has no frozen stream"):
         TrainConfig(**common, method="peft")
-    monkeypatch.setattr(recall, "free_bytes", lambda folder: 9000)
+    monkeypatch.setattr(banking, "free_bytes", lambda folder: 9000)
     config = TrainConfig(**common, memory_bank_dir=str(tmp_path))
     model = tiny_siamese("llama", "lora")
     with pytest.raises(InputError, match=r"takes 11\.1 kB .* has 9 kB free: make room"):

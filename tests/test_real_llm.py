@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from zoo import disturb
 
-from imsm import DataConfig, SiameseForCausalLM, TrainConfig, answers, train
+from imsm import DataConfig, DreamsConfig, SiameseForCausalLM, TrainConfig, answers, train
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "quickstart"
 PROMPTS = [
@@ -84,6 +84,7 @@ def test_training_teaches_the_house_style(folder: str, tmp_path: Path) -> None:
             batch_size=4,
             dtype="float32",
             tensorboard=False,
+            dreams=DreamsConfig("off"),
             progress=False,
         )
     )

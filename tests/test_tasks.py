@@ -142,7 +142,7 @@ def test_a_task_with_all_its_keys(yaml_file: Callable[[str], Path]) -> None:
     task = read_task(
         yaml_file(
             "name: opening\ntitle: Opening hours\nkind: answer\nfile: shop.parquet\nprompt: 'Q: {question}'\n"
-            "reference: reply\nmetrics: [contains, token_f1]\nmax_new_tokens: 5\nchance: 0.25\nchat: true\n"
+            "reference: reply\nmetrics: [contains, token_f1]\nmax_new_tokens: 5\nchance: 0.25\nchat: auto\nlimit: 7\n"
         )
     )
     assert task == Task(
@@ -155,7 +155,8 @@ def test_a_task_with_all_its_keys(yaml_file: Callable[[str], Path]) -> None:
         reference="reply",
         max_new_tokens=5,
         chance=0.25,
-        chat=True,
+        chat="auto",
+        limit=7,
     )
 
 
@@ -228,7 +229,8 @@ def test_the_file_is_found_beside_the_yaml_first(yaml_file: Callable[[str], Path
         ("file: a.jsonl\nmax_new_tokens: 0", "max_new_tokens must be a positive integer, got 0"),
         ("file: a.jsonl\nmax_new_tokens: true", "max_new_tokens must be a positive integer, got True"),
         ("file: a.jsonl\nchance: 1", "chance must be a number from 0 to below 1, or null, got 1"),
-        ("file: a.jsonl\nchat: 1", "chat must be true or false, got 1"),
+        ("file: a.jsonl\nchat: 1", "chat must be true, false or auto, got 1"),
+        ("file: a.jsonl\nlimit: 0", "limit must be a positive integer, got 0"),
         ("file: a.jsonl\nkind: kept\nreference: output", "a task of kind kept has no reference; leave it out"),
         ("file: a.jsonl\nprompt: hello", "must name a field of the records in braces, such as {input}"),
         ("file: a.jsonl\nprompt: 'a { b'", "the prompt 'a { b' is wrong: .*; write {{ and }} for braces as such"),
@@ -289,6 +291,13 @@ def test_a_limit_takes_the_same_records_for_everybody(write: Write) -> None:
     # Written down, so that results stay comparable from one version to the next.
     assert some == [8, 16, 30, 47, 60, 69, 74, 75, 77, 80]
     assert len(load_records(TASKS["webq"], data, 1000, 3)) == 100
+    # A task's own limit holds beside the run's, whichever is less.
+    own = replace(TASKS["webq"], limit=10)
+    for limit in (None, 50):
+        assert [int(one.prompt) for one in load_records(own, data, limit, 3)] == some
+    assert len(load_records(own, data, 5, 3)) == 5
+    with pytest.raises(InputError, match="the limit of task 'webq' must be positive, got 0"):
+        replace(own, limit=0)
     with pytest.raises(InputError, match="the limit of records must be positive, got 0"):
         load_records(TASKS["webq"], data, 0, 3)
 

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from imsm import DataConfig, InputError, SiameseForCausalLM, TrainConfig, train
+from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
 from imsm.settings import read_yaml, to_yaml
 from imsm.training.run import adapter_config, steps
 
@@ -42,6 +42,7 @@ def settings(base_folder: str, data_file: str, tmp_path: Path) -> dict[str, Any]
         "epochs": 2.0,
         "learning_rate": 5e-3,
         "tensorboard": False,
+        "dreams": DreamsConfig("off"),
         "progress": False,
     }
 

@@ -41,10 +41,12 @@ def evaluate(task: dict[str, Any]) -> dict[str, Any]:
     """Evaluates `spec` on `tasks` into the file `output`, or goes on where that was cut."""
     from imsm.evaluation.candidates import open_candidate
     from imsm.evaluation.running import evaluate as run
-    from imsm.evaluation.tasks import TASKS
+    from imsm.evaluation.tasks import TASKS, find_tasks
 
-    own = replace(TASKS[task["target"]], name=VALIDATION, title="Validation", file="validation.jsonl", hub=None)
-    tasks = [own if name == VALIDATION else TASKS[name] for name in task["tasks"]]
+    if task["tasks"] == [VALIDATION]:
+        tasks = [replace(TASKS[task["target"]], name=VALIDATION, title="Validation", file="validation.jsonl", hub=None)]
+    else:
+        tasks = find_tasks(task["tasks"])
     candidate = open_candidate(task["spec"], base=task["model"], dtype="float32")
     run(
         candidate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,15 @@ class Method:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole plan for one model."""
+    """The whole plan for one model.
+
+    target: the task that is learnt, one of `TASKS`.
+    reworded: the target with prompts that are not trained on.
+    retained: what should stay. Tasks as `find_tasks` takes them, files by their whole path.
+    """
 
     target: str
+    reworded: tuple[str, ...]
     retained: tuple[str, ...]
     training_records: int
     validation_records: int
@@ -53,11 +60,17 @@ class Plan:
     methods: dict[str, Method]
 
     @property
+    def tasks(self) -> list[str]:
+        """All that every record holds."""
+        return [self.target, *self.reworded, *self.retained]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What every result of the plan has in common."""
         return {
             "target": self.target,
-            "retained": list(self.retained),
+            "reworded": task_names(self.reworded),
+            "retained": task_names(self.retained),
             "training_records": self.training_records,
             "validation_records": self.validation_records,
             "limit": self.limit,
@@ -65,15 +78,24 @@ class Plan:
         }
 
 
+def task_names(tasks: Sequence[str]) -> list[str]:
+    """What the tasks of `find_tasks` are called in results."""
+    from imsm.evaluation.tasks import find_tasks
+
+    return [task.name for task in find_tasks(tasks)] if tasks else []
+
+
 def train_config(settings: dict[str, Any], **own: Any) -> Any:
     """The `TrainConfig` of settings as the plan has them, and of what a run adds."""
-    from imsm.settings import RetainConfig, TrainConfig
+    from imsm.settings import DreamsConfig, RetainConfig, TrainConfig
 
-    return TrainConfig(**{**settings, **own, "retain": RetainConfig(**settings.get("retain", {}))})
+    groups = {"retain": RetainConfig, "dreams": DreamsConfig}
+    made = {name: kind(**settings.get(name, {})) for name, kind in groups.items()}
+    return TrainConfig(**{**settings, **own, **made})
 
 
 def read_plan(model: str, path: Path = PLAN) -> Plan:
-    """The plan for a model: all methods, or those that the plan names for it.
+    """The plan for a model: all methods, or those that the plan names for it. Task files are looked for beside it.
 
     Raises:
         InputError: a method is named that the plan has not.
@@ -91,5 +113,12 @@ def read_plan(model: str, path: Path = PLAN) -> Plan:
         methods = {name: methods[name] for name in own["methods"]}
     if "seeds" in own:
         methods = {name: replace(method, seeds=method.seeds[: own["seeds"]]) for name, method in methods.items()}
+    tasks = {
+        group: tuple(
+            str((path.parent / name).resolve()) if name.endswith((".yaml", ".yml")) else name
+            for name in content.get(group, ())
+        )
+        for group in ("reworded", "retained")
+    }
     common = ("target", "training_records", "validation_records", "limit", "train")
-    return Plan(**{key: content[key] for key in common}, retained=tuple(content["retained"]), methods=methods)
+    return Plan(**{key: content[key] for key in common}, **tasks, methods=methods)

@@ -12,6 +12,7 @@ from benchmarks.forgetting.claims import Claim, claims
 from benchmarks.forgetting.picture import draw
 from benchmarks.forgetting.records import Record, read_all
 from benchmarks.machine import sentence
+from imsm.evaluation.tasks import TASKS
 from imsm.folders import write_text
 
 INTRODUCTION = """# What is forgotten
@@ -26,8 +27,12 @@ looked at once, after that. This is a small model, one task and a short training
 what fails here need not fail there.
 
 - **Target**: exact match on Banking77's test records.
+- **Reworded**: the mean of the same over prompts in other words, none of which is trained on, on fewer records each
+  ([wordings](../benchmarks/relevance/sets/rewordings.yaml)); and its ratio to plain LoRA's.
 - **Kept answers**: the share of the base model's own greedy answers (16 tokens) that come out the same, token by token, on
-  prompts of FreebaseQA, WebQuestions and MultiRC; and KL(base ‖ model) along them, in nats a token.
+  prompts of FreebaseQA, WebQuestions and MultiRC; and KL(base ‖ model) along them, in nats a token. The same share on two
+  sets of our own: questions about banking and money, which are near the target and not it, and everyday ones, in the chat
+  template where the model has one.
 - **Plasticity**, **retention** and their **harmonic mean** are those of [`imsm audit`](evaluation.md): the share of the room for
   improvement that was used on the target, and the share of the base's score that was kept on all other tasks.
 """
@@ -49,6 +54,10 @@ class Group:
     def values(self, task: str, metric: str | None = None) -> list[float]:
         """The same, one a seed."""
         return [r.tasks[task]["metrics"][metric or r.tasks[task]["score"]][0] for r in self.records]
+
+    def means(self, tasks: Sequence[str], metric: str | None = None) -> list[float]:
+        """The mean of several tasks' scores, or of another metric of theirs, one a seed."""
+        return [fmean(values) for values in zip(*(self.values(task, metric) for task in tasks), strict=True)]
 
     def balance(self, figure: str) -> float:
         """`plasticity`, `retention` or `harmonic`, over the seeds; the base has learned nothing and kept all."""
@@ -92,16 +101,17 @@ def text(by_model: dict[str, list[Group]]) -> str:
         "![target against retained](forgetting.png)\n",
     ]
     for model, found in by_model.items():
+        lora = next((group for group in found if group.name == "lora" and not group.varied), None)
         last = max((r for group in found for r in group.records), key=lambda r: len(r.tasks))
         parts += [f"## {model}\n", sentence(vars(last)) + "\n"]
         parts += ["### What holds and what does not\n", claim_list(claims(found))]
-        parts += ["### Every method\n", table([group for group in found if not group.varied], settings)]
+        parts += ["### Every method\n", table([group for group in found if not group.varied], settings, lora)]
         if any(group.varied for group in found):
             parts += [
                 "### Dials that need no training\n",
                 "`@scale` multiplies the adapter's strength, `@gate` fixes the gate for every token "
                 "(1 is the base, 0 the adapter).\n",
-                table([group for group in found if group.varied], settings),
+                table([group for group in found if group.varied], settings, lora),
             ]
         parts += ["### Learning rates\n", rates(found)]
     return "\n".join(parts)
@@ -112,28 +122,36 @@ def claim_list(found: Sequence[Claim]) -> str:
     return "".join(f"- **{'Holds' if claim.holds else 'Does not hold'}**: {claim.text}\n" for claim in found)
 
 
-def table(found: Sequence[Group], settings: dict[str, Any]) -> str:
-    """A row a method, in Markdown."""
-    target = settings["target"]
-    plain = [name for name in settings["retained"] if not name.startswith("kept_")]
-    titles = {name: task["title"] for name, task in found[0].records[0].tasks.items()}
-    head = ["", "seeds", titles[target], *(titles[name] for name in plain), "kept answers", "KL, nats a token"]
-    lines = [[*head, "plasticity", "retention", "harmonic mean"], ["---", *["---:"] * (len(head) + 2)]]
-    kept = [name for name in settings["retained"] if name.startswith("kept_")]
+def table(found: Sequence[Group], settings: dict[str, Any], peer: Group | None) -> str:
+    """A row a method, in Markdown; `peer` is what reworded scores are held against."""
+    target, reworded = settings["target"], settings["reworded"]
+    tasks = found[0].records[0].tasks
+    kept = [name for name in settings["retained"] if tasks[name]["kind"] == "kept"]
+    plain = [name for name in settings["retained"] if name not in kept]
+    built_in, own = [name for name in kept if name in TASKS], [name for name in kept if name not in TASKS]
+    head = ["", "seeds", tasks[target]["title"], *(["reworded", "of LoRA's"] if reworded else [])]
+    head += [tasks[name]["title"] for name in plain]
+    head += ["kept answers", "KL, nats a token"] if built_in else []
+    head += [tasks[name]["title"] for name in own]
+    head += ["plasticity", "retention", "harmonic mean"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for group in found:
-        name = group.title + (f" {group.varied}" if group.varied else "")
-        lines.append(
-            [
-                name,
-                str(len(group.records)),
-                spread(group.values(target)),
-                *(spread(group.values(task)) for task in plain),
-                spread([fmean(r.tasks[t]["metrics"]["identical"][0] for t in kept) for r in group.records]),
-                spread([fmean(r.tasks[t]["metrics"]["divergence"][0] for t in kept) for r in group.records]),
-                *(f"{group.balance(figure):.3f}" for figure in ("plasticity", "retention", "harmonic")),
-            ]
-        )
+        line = [f"{group.title} {group.varied}".rstrip(), str(len(group.records)), spread(group.values(target))]
+        if reworded:
+            line += [spread(group.means(reworded)), share(group, peer, reworded)]
+        line += [spread(group.values(name)) for name in plain]
+        if built_in:
+            line += [spread(group.means(built_in, metric)) for metric in ("identical", "divergence")]
+        line += [spread(group.values(name, "identical")) for name in own]
+        line += [f"{group.balance(figure):.3f}" for figure in ("plasticity", "retention", "harmonic")]
+        lines.append(line)
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def share(group: Group, peer: Group | None, tasks: Sequence[str]) -> str:
+    """The group's mean score over tasks and seeds as a multiple of the peer's."""
+    of = fmean(peer.means(tasks)) if peer is not None else 0.0
+    return f"{fmean(group.means(tasks)) / of:.2f}" if of else "–"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -200,7 +200,7 @@ class Runner:
                 do="evaluate",
                 spec=self.folder,
                 target=self.plan.target,
-                tasks=[self.plan.target, *self.plan.retained],
+                tasks=self.plan.tasks,
                 data_root=str(self.data_root),
                 output=str(output),
                 limit=self.plan.limit,
@@ -218,8 +218,7 @@ class Runner:
         rate, tried = self.rate(method)
         folder = self.trained(method, seed, rate)
         output = folder / f"test{varied}.json"
-        tasks = [self.plan.target, *self.plan.retained]
-        self.evaluation(method, folder, output, varied, tasks, self.data_root, self.plan.limit)
+        self.evaluation(method, folder, output, varied, self.plan.tasks, self.data_root, self.plan.limit)
         training = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         self.keep(path, output, method, seed, varied, rate, tried, training, settings)
 
@@ -250,8 +249,9 @@ class Runner:
         """Writes the record of an evaluation."""
         result, against = read_result(output), {}
         if method.name != "base":
-            before = read_result(self.base_result())
-            against = asdict(balance(compare(before, result, list(result.tasks)), [self.plan.target]))
+            before, target = read_result(self.base_result()), self.plan.target
+            weighed = compare(before, result, [target, *settings["retained"]])
+            against = asdict(balance(weighed, [target]))
         records.Record(
             model=title(self.model),
             method=method.name,

@@ -27,7 +27,7 @@ def run(candidate: Candidate, task: Task, records: Sequence[tuple[int, TaskRecor
     the same token by token, else 0), and over the base model's answer `tokens` (end-of-sequence token counted),
     `agreeing` (tokens that both put first) and `divergence` (KL(base ‖ candidate), nats, summed).
     """
-    prompts = [asked(task, record) for _, record in records]
+    prompts = [asked(task, record, candidate.tokenizer) for _, record in records]
     heads = [prompt_ids(candidate.tokenizer, prompt) for prompt in prompts]
     with candidate.base_pass() as base:
         expected = base.answers(prompts, task.max_new_tokens)

@@ -129,7 +129,8 @@ def plan(
     """
     if not records:
         raise InputError(f"task {task.name!r} has no records")
-    lengths = [len(prompt_ids(candidate.tokenizer, answering.asked(task, record))) for record in records]
+    prompts = [answering.asked(task, record, candidate.tokenizer) for record in records]
+    lengths = [len(prompt_ids(candidate.tokenizer, prompt)) for prompt in prompts]
     longest = candidate.longest
     more = 0 if task.kind == "text" else task.max_new_tokens
     for index, length in enumerate(lengths):

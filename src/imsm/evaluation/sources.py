@@ -15,7 +15,8 @@ from imsm.evaluation.task import HubSource, Task, TaskRecord
 
 
 def load_records(task: Task, data_root: Path | None, limit: int | None, seed: int) -> list[TaskRecord]:
-    """The task's records: all, or `limit` of them drawn with `seed`, in their order; the same ones for every model.
+    """The task's records: all, or `limit` of them (the task's own limit, if that is less) drawn with `seed`, in their
+    order; the same ones for every model.
 
     With a data root, or where the task brings its own file, nothing is fetched. `mrpc/test.jsonl` may be a .json or
     .parquet file as well.
@@ -30,9 +31,10 @@ def load_records(task: Task, data_root: Path | None, limit: int | None, seed: in
         records = _from_hub(task)
     else:
         records = _from_file(task, data_root)
-    if limit is None or limit >= len(records):
+    count = min(bound for bound in (limit, task.limit, len(records)) if bound is not None)
+    if count == len(records):
         return records
-    return [records[index] for index in sorted(random.Random(seed).sample(range(len(records)), limit))]
+    return [records[index] for index in sorted(random.Random(seed).sample(range(len(records)), count))]
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -56,8 +56,9 @@ class Task:
     reference: the field with the reference answer or answers; None if there are none.
     max_new_tokens: longest answer.
     chance: the score of guessing, if guessing has a chance.
-    chat: ask in the tokenizer's chat template, as a user's turn.
+    chat: ask in the tokenizer's chat template, as a user's turn; "auto": where it has one.
     messages: the field with a conversation, which is asked up to its last assistant's turn in place of the prompt.
+    limit: records at most, whatever more a run would take.
 
     Raises:
         InputError: the fields contradict each other.
@@ -73,13 +74,16 @@ class Task:
     reference: str | None = "output"
     max_new_tokens: int = 32
     chance: float | None = None
-    chat: bool = False
+    chat: bool | Literal["auto"] = False
     messages: str | None = None
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if not self.metrics:
             raise InputError(f"task {self.name!r} needs at least one metric")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens of task {self.name!r} must be positive, got {self.max_new_tokens}")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"the limit of task {self.name!r} must be positive, got {self.limit}")
         if self.messages is not None and self.kind == "text":
             raise InputError(f"task {self.name!r} scores plain texts, which are no conversations; leave out messages")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from imsm.data.records import SUFFIXES
 from imsm.errors import InputError
@@ -50,8 +50,9 @@ def read_task(path: Path) -> Task:
         reference=given.text("reference", "output") if kind == "answer" else None,
         max_new_tokens=given.whole("max_new_tokens", 16 if kind == "kept" else 32),
         chance=given.share("chance"),
-        chat=given.switch("chat"),
+        chat=given.chat(),
         messages=given.text("messages", "messages") if content.get("messages") is not None else None,
+        limit=given.whole("limit", 1) if content.get("limit") is not None else None,
     )
     try:
         prompt_fields(task.prompt)
@@ -125,8 +126,10 @@ class _Given:
             raise self.wrong(key, "a number from 0 to below 1, or null")
         return None if value is None else float(value)
 
-    def switch(self, key: str) -> bool:
-        value = self.content.get(key, False)
+    def chat(self) -> bool | Literal["auto"]:
+        value = self.content.get("chat", False)
+        if value == "auto":
+            return "auto"
         if not isinstance(value, bool):
-            raise self.wrong(key, "true or false")
+            raise self.wrong("chat", "true, false or auto")
         return value

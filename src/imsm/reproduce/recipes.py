@@ -9,12 +9,24 @@ from typing import Any
 
 from imsm.errors import InputError
 from imsm.reproduce.plans import Run
-from imsm.settings import DataConfig, TrainConfig, nearest
+from imsm.settings import DataConfig, DreamsConfig, TrainConfig, nearest
 from imsm.settings.mapping import read_mapping
 
 #: What a recipe sets of `TrainConfig`; the plan, the command line and the run set the rest.
 SETTABLE = {field.name for field in fields(TrainConfig)} - {
-    *("model", "output_dir", "data", "trust_remote_code", "method", "gate", "gate_rank", "seed", "resume", "progress"),
+    *(
+        "model",
+        "output_dir",
+        "data",
+        "trust_remote_code",
+        "method",
+        "dreams",
+        "gate",
+        "gate_rank",
+        "seed",
+        "resume",
+        "progress",
+    ),
 }
 
 
@@ -58,6 +70,7 @@ class Recipe:
             output_dir=str(output_dir),
             data=data,
             method=trainer,  # type: ignore[arg-type]
+            dreams=DreamsConfig("off"),
             gate=run.gate,
             gate_rank=run.gate_rank,
             **settings,

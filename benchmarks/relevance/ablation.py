@@ -1,0 +1,229 @@
+"""Which features, dreams, penalty and border make a head that sends each set where it should go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks import machine
+from benchmarks.relevance.features import INDEX, LAYERS
+from imsm.data.dresses import USUAL
+from imsm.errors import InputError
+from imsm.folders import write_text
+from imsm.relevance import STRAY_DREAMS, fit_relevance
+from imsm.training.border import HELD_OUT
+
+#: What the head is fitted to: the task in these dresses, and these dreams. `turned`: conversations that turn to either.
+DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "trained, plain dreams": (("trained",), ("plain",)),
+    "trained, chat dreams": (("trained",), ("chat",)),
+    "trained": (("trained",), ("plain", "chat")),
+    "moved": (("trained", "moved"), ("plain", "chat")),
+    "usual": (USUAL, ("plain", "chat")),
+    "usual, bare": ((*USUAL, "bare"), ("plain", "chat")),
+    "usual, framed": ((*USUAL, "framed"), ("plain", "chat")),
+    "usual, turned": ((*USUAL, "turned"), ("plain", "chat", "turned")),
+    "all": ((*USUAL, "bare", "framed", "turned"), ("plain", "chat", "turned")),
+}
+FEATURES = {"mean": ("mean",), "last": ("last",), "both": ("mean", "last")}
+DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
+DREAMS = (40, 120, 200, 270)
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where the border is drawn: `border` of the way from the held-out task prompts, all but `false_recall` of which lie
+    below that point, to the dreams, all but a few of which lie above theirs (`fresh`: dreams that the fit has not seen)."""
+
+    border: float
+    false_recall: float = 0.01
+    fresh: bool = False
+
+
+RULES = {
+    "half way": Rule(0.5),
+    "quarter": Rule(0.25),
+    "three quarters": Rule(0.75),
+    "at the task": Rule(0.0),
+    "half way, 5 % false recall": Rule(0.5, 0.05),
+    "half way, fresh dreams": Rule(0.5, fresh=True),
+    "three quarters, fresh dreams": Rule(0.75, fresh=True),
+}
+DEFAULT_RULE = "half way"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a head is made, as training does it unless told otherwise: keys of `DRESSES`, `FEATURES` and `DEPTHS`, the dreams at most, and the fit's penalty."""
+
+    dress: str
+    pooling: str = "mean"
+    layers: str = "memory"
+    dreams: int = 200
+    penalty: float = 0.01
+
+
+class Bank:
+    """The features of one model's sets.
+
+    Raises:
+        InputError: there are none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / INDEX
+        if not path.is_file():
+            raise InputError(f"there are no features in {folder}; make some: python -m benchmarks.relevance features")
+        self.content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self.sets: list[dict[str, Any]] = self.content["sets"]
+        self._found = {
+            (found["split"], found["name"]): load_file(folder / found["split"] / f"{found['name']}.safetensors")
+            for found in self.sets
+        }
+
+    def dressed(self, dress: str) -> tuple[list[str], list[str]]:
+        """The sets of the task and of dreams that a dress comes to; a model without a chat template has fewer."""
+        task, dreams = DRESSES[dress]
+        named = [f"task-{kind}" for kind in task], [f"dreams-{kind}" for kind in dreams]
+        found = [[name for name in names if ("fit", name) in self._found] for names in named]
+        return found[0], found[1]
+
+    def dresses(self) -> list[str]:
+        """Those that are unlike each other for this model, and have sets of both sides."""
+        found = {name: self.dressed(name) for name in DRESSES}
+        return [
+            name
+            for place, (name, sets) in enumerate(found.items())
+            if all(sets) and sets not in list(found.values())[:place]
+        ]
+
+    def of(self, split: str, name: str, choice: Choice) -> Tensor:
+        """(N, F) features of a set, joined as the choice has them."""
+        found = self._found[split, name]
+        return torch.cat(
+            [found[f"{pooling}.{layer}"] for pooling in FEATURES[choice.pooling] for layer in DEPTHS[choice.layers]], 1
+        )
+
+    def judged(self, split: str) -> list[dict[str, Any]]:
+        """The index's entries of a split."""
+        return [found for found in self.sets if found["split"] == split]
+
+
+def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
+    """Fits every choice, writes `out/MODEL.json`, and gives its content.
+
+    Choices are weighed on the validation sets. With `test` the best and the default one are judged on the test sets too.
+
+    Raises:
+        InputError: there are no features, or with `test` none of the test sets.
+    """
+    bank = Bank(folder)
+    if test and not bank.judged("test"):
+        raise InputError(f"{folder} has no features of the test sets; give --test to features")
+    made: dict[Choice, dict[str, Any]] = {}
+
+    def add(choices: Sequence[Choice]) -> None:
+        for choice in choices:
+            if choice not in made:
+                made[choice] = result(bank, choice, "validation")
+
+    dresses = bank.dresses()
+    add([Choice(dress, pooling, layers) for dress in dresses for pooling in FEATURES for layers in DEPTHS])
+    default = Choice("usual")
+    for centre in (default, max(made, key=by(made))):
+        add([replace(centre, dreams=dreams, penalty=penalty) for dreams in DREAMS for penalty in PENALTIES])
+    best = max(made, key=by(made))
+    content: dict[str, Any] = {
+        "model": bank.content["model"],
+        "layers": bank.content["layers"],
+        "sets": {found["name"]: [found["wanted"], found["count"]] for found in bank.judged("validation")},
+        "fit": {found["name"]: found["count"] for found in bank.judged("fit")},
+        "rules": {name: asdict(rule) for name, rule in RULES.items()},
+        "default": asdict(default),
+        "best": asdict(best),
+        "choices": [{**asdict(choice), **found} for choice, found in made.items()],
+        "commit": machine.commit(),
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+    }
+    if test:
+        content["test_sets"] = {found["name"]: [found["wanted"], found["count"]] for found in bank.judged("test")}
+        content["test"] = [{**asdict(choice), **result(bank, choice, "test")} for choice in (default, best)]
+    write_text(out / f"{folder.name}.json", json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
+    return content
+
+
+def by(made: dict[Choice, dict[str, Any]]) -> Any:
+    """What choices are ordered by: the share that goes where it should, under the default rule."""
+    return lambda choice: (made[choice]["rules"][DEFAULT_RULE]["right"], made[choice]["auc"])
+
+
+def result(bank: Bank, choice: Choice, split: str) -> dict[str, Any]:
+    """What one choice comes to on a split.
+
+    auc: chance that a prompt which the base should answer lies above one of the task, sets of one side pooled.
+    worst_auc: the same for the worst pair of sets.
+    rules: by name of `RULES`: `shares` that go to the base, in the order of the index; `task` and `base`, the mean share
+        that is right over the sets of either side; `right`, the mean of the two.
+    """
+    logits, points = judge(bank, choice, split)
+    judged = bank.judged(split)
+    task = [logits[found["name"]] for found in judged if found["wanted"] == "task"]
+    base = [logits[found["name"]] for found in judged if found["wanted"] == "base"]
+    rules = {}
+    for name, point in points.items():
+        shares = [round(float((logits[found["name"]] > point).double().mean()), 3) for found in judged]
+        sent = list(zip(judged, shares, strict=True))
+        means = {
+            "task": round(fmean(1 - share for found, share in sent if found["wanted"] == "task"), 4),
+            "base": round(fmean(share for found, share in sent if found["wanted"] == "base"), 4),
+        }
+        rules[name] = {"shares": shares, **means, "right": round(fmean(means.values()), 4)}
+    return {
+        "auc": round(area(torch.cat(base), torch.cat(task)), 4),
+        "worst_auc": round(min(area(above, below) for above in base for below in task), 4),
+        "rules": rules,
+    }
+
+
+def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Each set's logits (N,), and where each rule draws the border."""
+    tasks, dreams = bank.dressed(choice.dress)
+    # Part of each set is not fitted to; fewer dreams are the first ones of each kind.
+    task, held_out = parted([bank.of("fit", name, choice) for name in tasks])
+    other, fresh = parted([bank.of("fit", name, choice) for name in dreams], choice.dreams // len(dreams))
+    head = fit_relevance(task, other, held_out, penalty=choice.penalty)
+    with torch.no_grad():
+        logits = {
+            found["name"]: head(bank.of(split, found["name"], choice))[:, 0].double() for found in bank.judged(split)
+        }
+        own, seen, unseen = (head(features)[:, 0].double() for features in (held_out, other, fresh))
+    points = {}
+    for name, rule in RULES.items():
+        least = own.quantile(1 - rule.false_recall)
+        most = (unseen if rule.fresh else seen).quantile(STRAY_DREAMS)
+        points[name] = float(least + rule.border * (most - least).clamp(min=0))
+    return logits, points
+
+
+def parted(sets: Sequence[Tensor], most: int | None = None) -> tuple[Tensor, Tensor]:
+    """The rows to fit to, `most` of each set at most, and those that are held out, a quarter of each."""
+    places = [len(features) - max(round(len(features) * HELD_OUT), 1) for features in sets]
+    fit = [features[:place][:most] for features, place in zip(sets, places, strict=True)]
+    return torch.cat(fit), torch.cat([features[place:] for features, place in zip(sets, places, strict=True)])
+
+
+def area(above: Tensor, below: Tensor) -> float:
+    """The chance that one of `above` is the larger, ties counted half."""
+    order = below.sort().values
+    smaller = torch.searchsorted(order, above) + torch.searchsorted(order, above, right=True)
+    return float(smaller.double().mean()) / (2 * len(below))

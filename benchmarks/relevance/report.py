@@ -1,0 +1,69 @@
+"""What the ablation found, as Markdown tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.relevance.ablation import DEFAULT_RULE
+
+#: What tells one choice from another.
+KEYS = ("dress", "pooling", "layers", "dreams", "penalty")
+
+
+def text(content: dict[str, Any]) -> str:
+    """All tables of one model."""
+    default, best = (one(content, content[name]) for name in ("default", "best"))
+    parts = [
+        f"## {content['model']}\n",
+        f"Fitted to: {', '.join(f'{count} {name}' for name, count in content['fit'].items())}. "
+        f"Layers: {', '.join(f'{name} {number}' for name, number in content['layers'].items())}.\n",
+        f"### Share sent to the base, validation\n\nA: {words(default)}. B: {words(best)}.\n",
+        shares(content["sets"], [default, best]),
+    ]
+    if "test" in content:
+        parts += ["### Share sent to the base, test\n", shares(content["test_sets"], content["test"])]
+    parts += [
+        f"### Choices\n\nMean share that goes right over the task's sets and over the base's, border {DEFAULT_RULE}.\n",
+        choices(content),
+    ]
+    return "\n".join(parts)
+
+
+def one(content: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """The result of a choice."""
+    return next(found for found in content["choices"] if all(found[key] == choice[key] for key in KEYS))
+
+
+def words(choice: dict[str, Any]) -> str:
+    """A choice in a line."""
+    return (
+        f"fitted to {choice['dress']}; {choice['pooling']} of {choice['layers']}; {choice['dreams']} dreams; "
+        f"penalty {choice['penalty']:g}"
+    )
+
+
+def shares(sets: dict[str, Any], found: list[dict[str, Any]]) -> str:
+    """A row a set; a column for each rule of each choice."""
+    names = dict(zip("AB", found, strict=False))
+    columns = [(f"{letter}: {rule}", made["rules"][rule]) for letter, made in names.items() for rule in made["rules"]]
+    lines = [["set", "prompts", "wanted", *(name for name, _ in columns)], ["---"] * (3 + len(columns))]
+    for place, (name, (wanted, count)) in enumerate(sets.items()):
+        lines.append([name, str(count), wanted, *(f"{rule['shares'][place]:.2f}" for _, rule in columns)])
+    for side in ("task", "base"):
+        lines.append([f"right, {side}", "", "", *(f"{rule[side]:.3f}" for _, rule in columns)])
+    return rows(lines)
+
+
+def choices(content: dict[str, Any]) -> str:
+    """A row a choice, the best first."""
+    lines = [[*KEYS, "task", "base", "AUC", "worst AUC"], ["---"] * (len(KEYS) + 4)]
+    for found in sorted(content["choices"], key=lambda found: -found["rules"][DEFAULT_RULE]["right"]):
+        rule = found["rules"][DEFAULT_RULE]
+        figures = [rule["task"], rule["base"], found["auc"], found["worst_auc"]]
+        lines.append([*(str(found[key]) for key in KEYS), *(f"{figure:.3f}" for figure in figures)])
+    return rows(lines)
+
+
+def rows(lines: list[list[str]]) -> str:
+    """A table."""
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
