@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 VERBS = {
     "train": "fine-tune a model as a YAML file of settings says",
-    "adopt": "make a siamese checkpoint of an adapter that was trained elsewhere, in seconds",
+    "adopt": "make a siamese checkpoint of an adapter that was trained elsewhere, as it is",
     "generate": "answer prompts with a checkpoint, on request beside both memories' own answers",
     "chat": "talk with a checkpoint",
     "eval": "score a checkpoint of any kind on tasks, and hold it against its base model's own answers",

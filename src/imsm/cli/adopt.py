@@ -50,6 +50,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(
         prog="imsm adopt",
+        usage="imsm adopt ADAPTER --data FILE --output DIR [--base NAME] [--held-out N] [--KEY VALUE …]",
         description="Make a siamese checkpoint of an adapter that was trained with peft, anywhere. The adapter stays as it "
         "is; what is learnt is which prompts are its task, from the task's data and the base model's own dreams. Prints "
         "what base, adapter alone and adopted model score on held-out records, and what they keep of the base's answers.",

@@ -193,7 +193,7 @@ def _said(
     progress: bool,
 ) -> _Said:
     """The answers that a task needs, each made once."""
-    prompts = [asked(task, record) for record in records]
+    prompts = [asked(task, record, tokenizer) for record in records]
     tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     queries = None if model.relevance is None else frozen_queries(model, tokens)
     who = {recall: minds(model, queries, recall, len(prompts)) for recall in recalls}

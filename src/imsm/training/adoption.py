@@ -55,7 +55,7 @@ class Adopted:
     model: in eval mode.
     tokenizer: its tokenizer.
     folder: the checkpoint.
-    metrics: what the fit came to, and its seconds.
+    metrics: what the fit came to, and the seconds of it and of its dreams.
     held_out: records of the task that the fit has not seen.
     dreams: what is not the task, unseen as well.
     """
@@ -100,16 +100,16 @@ def adopt(
     set_seed(config.seed)
     base: Any = load_base(config)
     base.to(processes.device)
-    began = time.monotonic()
     dreams = dreams_of(config, base, tokenizer, _bar(config, "dreams", "texts"))
     others = _others(config, base, tokenizer, dreams, held_out_dreams)
+    began = time.monotonic()
     model = SiameseForCausalLM.from_base(
         base, source, gate=config.gate_name, gate_rank=config.gate_rank, gate_dropout=config.gate_dropout
     )
     model.config.base_revision = config.revision or model.config.base_revision
     metrics = learn_from_dreams(config, model, tokenizer, records.examples, dreams, _bar(config, "adopt", "prompts"))
     model.eval()
-    metrics["seconds"] = round(time.monotonic() - began, 1)
+    metrics["seconds"] = round(dreams.seconds + time.monotonic() - began, 1)
     model.config.training = _record(config, adapter, records, metrics)
     model.save_pretrained(folder)
     with staged(folder) as stage:
@@ -148,8 +148,8 @@ def _records(
         return found, order.sample(other.examples, min(held_out, len(other)))
     if 2 * held_out > len(found):
         raise InputError(
-            f"{held_out} of the {len(found)} records of {found.source} cannot be held out, more must be left to fit to than "
-            "are; hold out fewer, or give data to evaluate on"
+            f"at most half of the {len(found)} records of {found.source} can be held out, got {held_out}; hold out fewer "
+            "(--held-out), or give records apart (--eval)"
         )
     places = set(order.sample(range(len(found)), held_out))
     kept = [example for place, example in enumerate(found.examples) if place not in places]
