@@ -203,6 +203,14 @@ def test_contents_may_begin_and_end_alike() -> None:
     assert [wording.contents(text) for text in prompts[:8]] == contents
 
 
+def test_phrases_of_contents_are_not_the_wording() -> None:
+    contents = [f"{text} so how many are {text[::-1]}" if n % 3 == 0 else text for n, text in enumerate(CONTENTS)]
+    wording = Wording([[WORDED.format(text)] for text in contents])
+    assert [wording.contents(WORDED.format(text)) for text in contents] == contents
+    middle = Wording([[f"Put {a} in other words than {b} please"] for a, b in zip(CONTENTS, contents, strict=True)])
+    assert middle.contents("Put a in other words than b please") == "a\nb"
+
+
 # -- turns -----------------------------------------------------------------------------------------------------------
 
 
