@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from conftest import CHATML, SPECIAL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from imsm import InputError, samples
+from imsm import InputError, dreams, samples
 from imsm.dreams import CHAT, LENGTHS, PLAIN, dream, finished, read_anchors
 from imsm.samples import Sampler
 
@@ -145,7 +144,7 @@ def test_dreams_are_read_back_from_the_disk(
 ) -> None:
     first = dream(model, words, 6, folder=tmp_path, **SHORT)
     (path,) = tmp_path.iterdir()
-    assert json.loads(path.read_text().splitlines()[0])["kind"] == "chat"
+    assert {json.loads(line)["kind"] for line in path.read_text().splitlines()} == {"chat", "plain"}
     monkeypatch.setattr(samples, "continuations", None)
     assert dream(model, words, 6, folder=tmp_path, **SHORT) == first
     assert dream(model, words, 3, folder=tmp_path, **SHORT) == first[:3]
@@ -173,19 +172,6 @@ def test_what_is_there_is_reported(model: PreTrainedModel, words: PreTrainedToke
     assert (20, 40) in told and told[0][0] < 20
 
 
-def only(kind: str) -> Callable[..., list[list[int]]]:
-    """In place of decoding: texts for the openings of one kind, all different; nothing for the others."""
-    number = iter(range(10**6))
-
-    def continuations(model: Any, rows: list[list[int]], pad: int, **_: Any) -> list[list[int]]:
-        return [
-            [pad] if (row[0] == 1) is not (kind == "chat") else [20 + next(number) % 150 for _ in range(6)]
-            for row in rows
-        ]
-
-    return continuations
-
-
 @pytest.mark.parametrize("kind", ["chat", "plain"])
 def test_if_there_are_no_more_of_one_kind_there_are_more_of_the_other(
     kind: str,
@@ -194,7 +180,7 @@ def test_if_there_are_no_more_of_one_kind_there_are_more_of_the_other(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(samples, "continuations", only(kind))
+    monkeypatch.setattr(dreams, "finished", lambda text, its, ended: text if its == kind else None)
     found = dream(model, words, 6, folder=tmp_path, answers=False, **SHORT)
     assert [sample.kind for sample in found] == [kind] * 6
 
@@ -227,6 +213,8 @@ def test_a_model_that_dreams_nothing_is_refused(
         ("A good title\nand then there wa", False, "A good title"),
         ("12.5 is a number of the sort tha", False, "12.5 is a number of the sort"),
         ("你好，今天天气怎么样？", True, "你好，今天天气怎么样？"),
+        ("A <b>bold</b> word and <em>another<br> one", True, "A bold word and another one"),
+        ("#include <vector> and more", True, "#include <vector> and more"),
         ("Hello", True, None),
         ("Read the", True, None),
         ("1. 2. 3. 4. 5. 6. ab cd", True, None),
@@ -238,7 +226,13 @@ def test_a_model_that_dreams_nothing_is_refused(
     ],
 )
 def test_texts_are_brought_to_an_end_or_left_out(text: str, ended: bool, kept: str | None) -> None:
-    assert finished(text, ended) == kept
+    assert finished(text, "plain", ended) == kept
+
+
+def test_a_turn_that_the_limit_cut_is_left_out() -> None:
+    assert finished("Is it so? I do not kno", "chat", False) == "Is it so?"
+    assert finished("I do not kno", "chat", False) is None
+    assert finished("I do not know", "chat", True) == "I do not know"
 
 
 def test_anchors(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -138,6 +138,11 @@ def test_prompts_that_share_no_wording(tokenizer: PreTrainedTokenizerBase) -> No
         assert CONTENTS[dress.index].rstrip("?!").lower() in decode(tokenizer, dress.prompt_ids).lower()
 
 
+def test_a_dress_is_not_given_twice(tokenizer: PreTrainedTokenizerBase) -> None:
+    found = dresses(pairs(tokenizer, "{}"), tokenizer, 0, tuple(KINDS))
+    assert len({(dress.index, *dress.prompt_ids) for dress in found}) == len(found)
+
+
 def test_conversations_keep_what_was_said_before(tokenizer: PreTrainedTokenizerBase) -> None:
     before = (
         {"role": "system", "content": "Help the bank."},
@@ -203,6 +208,14 @@ def test_contents_may_begin_and_end_alike() -> None:
     assert [wording.contents(text) for text in prompts[:8]] == contents
 
 
+def test_phrases_of_contents_are_not_the_wording() -> None:
+    contents = [f"{text} so how many are {text[::-1]}" if n % 3 == 0 else text for n, text in enumerate(CONTENTS)]
+    wording = Wording([[WORDED.format(text)] for text in contents])
+    assert [wording.contents(WORDED.format(text)) for text in contents] == contents
+    middle = Wording([[f"Put {a} in other words than {b} please"] for a, b in zip(CONTENTS, contents, strict=True)])
+    assert middle.contents("Put a in other words than b please") == "a\nb"
+
+
 # -- turns -----------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +237,11 @@ def test_what_was_written_is_read(messages: list[dict[str, str]], tokenizer: Pre
     assert turns.read(turns.write(Spoken(messages, chat=True))) == Spoken(messages, chat=True)
     plain = Spoken([{"role": "user", "content": "a b"}], chat=False)
     assert turns.read(turns.write(plain)) == plain
+
+
+def test_markup_that_the_template_does_not_write_is_not_read(tokenizer: PreTrainedTokenizerBase) -> None:
+    twice = f"{HEAD}a<|im_end|>\n{HEAD}b{TAIL}"
+    assert Turns(tokenizer).read(tokenizer(twice)["input_ids"]) is None
 
 
 def test_turning(tokenizer: PreTrainedTokenizerBase) -> None:

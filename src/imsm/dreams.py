@@ -69,12 +69,16 @@ PLAIN = (
 CHAT = ("", "", "What", "", "I", "", "How", "", "Write", "", "Is", "", "The")
 #: The most tokens of a dream, as shares of the longest. Their number divides that of neither kind's openings, nor 2, so
 #: that each opening is met with every length.
-LENGTHS = (1 / 6, 1 / 2, 1)
+LENGTHS = (1 / 4, 1 / 2, 1)
 #: Tokens less likely than this are not sampled; a large vocabulary need not be sorted for it.
-SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "epsilon_cutoff": 6e-4}
+SAMPLED = {"do_sample": True, "temperature": 0.9, "top_p": 1.0, "top_k": 0, "epsilon_cutoff": 2e-3}
+#: Leads to a plain text where nothing does, as models write oddly behind a sequence's very first token.
+LEAD = "\n\n"
 #: Where a text that the limit cut may end: behind a sentence, a line, or a line's label that asks for what comes next.
 END = re.compile(r"[.!?…。？！][\"”’')\]]*(?=\s|$)|(?<=\S)(?=\n)|(?<=\n)\w+ ?:(?=\s)")
-#: Markup of chat templates.
+#: Markup of web pages, which is taken out of a text.
+TAG = re.compile(r"</?(?:[abipu]|br|code|div|em|h[1-6]|li|ol|span|strong|su[bp]|td|tr|ul|blockquote)\b[^<>]*(?:>|$)")
+#: Markup of chat templates, of which no text is taken.
 MARKUP = re.compile(r"<[|｜]|[|｜]>|</?s>|</?(?:start|end)_of_\w+>|\[/?INST\]|<</?SYS>>")
 
 
@@ -87,7 +91,7 @@ def dream(
     prompt_tokens: int = 48,
     answer_tokens: int = 16,
     answers: bool = True,
-    batch_size: int = 64,
+    batch_size: int = 96,
     folder: Path | None = None,
     report: Report | None = None,
 ) -> list[Sample]:
@@ -132,7 +136,7 @@ def dream(
                 write_rows(path, rows, tokenizer)
             if report is not None:
                 report(min(there, count), steps)
-        if not rows:
+        if count and not rows:
             raise InputError(
                 "the base model dreamt nothing that can be used (all texts were empty, repetitive or alike); turn dreams "
                 "off, or use a model that can write"
@@ -140,16 +144,15 @@ def dream(
         chosen = _first(rows, kinds, count)
         if not answers:
             return [replace(sample, answer_ids=[]) for sample in chosen]
-        said = {tuple(sample.prompt_ids): sample.answer_ids for sample in chosen}
-        missing = sorted((list(prompt) for prompt, answer in said.items() if not answer), key=len)
+        missing = sorted((sample.prompt_ids for sample in chosen if not sample.answer_ids), key=len)
         for start in range(0, len(missing), batch_size):
             asked = missing[start : start + batch_size]
-            found = greedy_answers(model, tokenizer, asked, answer_tokens, ends)
-            said.update(zip(map(tuple, asked), found, strict=True))
-            rows = [(n, replace(s, answer_ids=said.get(tuple(s.prompt_ids), s.answer_ids))) for n, s in rows]
+            said = greedy_answers(model, tokenizer, asked, answer_tokens, ends)
+            new = dict(zip(map(tuple, asked), said, strict=True))
+            rows = [(n, replace(s, answer_ids=new.get(tuple(s.prompt_ids), s.answer_ids))) for n, s in rows]
             write_rows(path, rows, tokenizer)
             if report is not None:
-                report(count + len(said) - len(missing) + start + len(asked), steps)
+                report(steps - len(missing) + start + len(asked), steps)
     return _first(rows, kinds, count)
 
 
@@ -162,10 +165,17 @@ def read_anchors(source: str, tokenizer: PreTrainedTokenizerBase) -> list[list[i
     return read_prompts(source, tokenizer, texts=True)
 
 
-def finished(text: str, ended: bool) -> str | None:
-    """A dream's text, back to its last sentence's end if a limit cut it; None if it is no text that one could give."""
+def finished(text: str, kind: str, ended: bool) -> str | None:
+    """A dream's text, back to its last sentence's end if a limit cut it; None if it is no text that one could give.
+
+    A user's turn must have come to an end; a plain text may stop behind any word.
+    """
+    text = TAG.sub("", text).strip()
     if not ended:
-        text = _cut(text)
+        cut = _cut(text)
+        if cut is None and kind == "chat":
+            return None
+        text = cut or text.rpartition(" ")[0]
     words = re.findall(r"\w+", text)
     letters = sum(c.isalpha() for c in text)
     # Some languages put no space between words.
@@ -181,23 +191,24 @@ def finished(text: str, ended: bool) -> str | None:
     return text
 
 
-def _cut(text: str) -> str:
-    """Up to the last end of a sentence if that leaves at least a third, else up to the last word that is whole."""
+def _cut(text: str) -> str | None:
+    """Up to the last end of a sentence, if there is one that leaves at least a third."""
     ends = [found.end() for found in END.finditer(text) if 3 * found.end() >= len(text)]
-    if ends:
-        return text[: ends[-1]].strip()
-    words = text.rsplit(None, 1)
-    return words[0] if len(words) == 2 else text
+    return text[: ends[-1]].strip() if ends else None
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
-    """A user turn and a plain text by turns, or plain texts alone."""
-    plain = plain_openings(tokenizer, PLAIN)
+    """A user turn and a plain text by turns, or plain texts alone; every other plain text is what a user would say."""
+    lead = [] if tokenizer("")["input_ids"] else list(tokenizer(LEAD)["input_ids"])
+    plain = [Opening(lead + opening.ids, len(lead)) for opening in plain_openings(tokenizer, PLAIN)]
     chat = [opening for text in CHAT if (opening := chat_opening(tokenizer, text)) is not None]
     if not chat:
         return plain
-    size = len(chat) * len(plain)
-    return [opening for i in range(size) for opening in (chat[i % len(chat)], plain[i % len(plain)])]
+    said = [replace(opening, kind="plain") for text in PLAIN if (opening := chat_opening(tokenizer, text)) is not None]
+    size = len(chat) * len(plain) * 2
+    return [
+        opening for i in range(size) for opening in (chat[i % len(chat)], (said if i % 2 else plain)[i % len(plain)])
+    ]
 
 
 def _by_turns(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> list[Sample]:

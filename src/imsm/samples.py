@@ -35,8 +35,8 @@ SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 0.95,
 GREEDY = {"do_sample": False}
 
 Report = Callable[[int, int], None]
-#: What is kept of a sampled text, told whether it came to its own end; None if nothing is.
-Finish = Callable[[str, bool], str | None]
+#: What is kept of a sampled text of a kind, told whether it came to its own end; None if nothing is.
+Finish = Callable[[str, str, bool], str | None]
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Opening:
     """What a sampled prompt begins with.
 
     ids: tokens, at least one.
-    skipped: how many of them the chat template wrote, which are not the text's.
+    skipped: how many of them only lead the model to the text and are not of it, such as a chat template's.
     kind: "chat" or "plain".
     behind: a word that ends the text, of a template that ends a turn without special tokens.
     """
@@ -341,7 +341,7 @@ class Sampler:
         ended = len(new) < len(sequence) or len(text) < whole
         # A character that the limit cut in two is left out.
         text = text.strip().rstrip("\ufffd").strip()
-        kept = text if self.finish is None else self.finish(text, ended)
+        kept = text if self.finish is None else self.finish(text, opening.kind, ended)
         if not kept or not any(c.isalnum() for c in kept):
             return None
         if degenerate(self.tokenizer(kept, add_special_tokens=False)["input_ids"]):

@@ -81,8 +81,10 @@ def dresses(
             if kind == "trained":
                 found.append(Dress(ids, kind, index))
                 continue
+            if spoken is None:
+                continue
             rng = random.Random(f"{seed} {index} {kind}")
-            for _ in range(ATTEMPTS if spoken is not None else 0):
+            for _ in range(ATTEMPTS):
                 made = KINDS[kind](spoken, wording, rng)
                 if made is None or not any(c.isalnum() for c in made.text):
                     continue

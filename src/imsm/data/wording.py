@@ -48,7 +48,7 @@ class Wording:
     A word belongs to the wording if it stands in a run of three that a fifth of the prompts have, and at least three, and
     whose first two words are followed by the third, and its last two led by the first, in half of the prompts that have
     them. So a task may have several wordings, with contents anywhere, and contents may begin alike. A prompt's beginning
-    and end count as words.
+    and end count as words. In the midst of a line, where contents have phrases too, it takes half of the prompts.
 
     Args:
         prompts: the texts of each prompt.
@@ -62,7 +62,7 @@ class Wording:
             counts.update({run for size in (RUN - 1, RUN) for found in words for run in _runs(found, size)})
         needed = max(LEAST, math.ceil(SHARE * len(looked_at)))
         self.common = {
-            run
+            run: 2 * count >= len(looked_at)
             for run, count in counts.items()
             if len(run) == RUN and count >= max(needed, TOGETHER * counts[run[1:]], TOGETHER * counts[run[:-1]])
         }
@@ -83,11 +83,17 @@ class Wording:
             found.span() for found in PIECE.finditer(text) if found.group() == "\n" or not found.group().isspace()
         ]
         words = [text[start:end] for start, end in places]
-        shared = [False] * len(words)
+        shared, usual = [False] * len(words), [False] * len(words)
         for first, run in enumerate(_runs(words, RUN), 1 - RUN):
             if run in self.common:
                 for place in range(max(first, 0), min(first + RUN, len(words))):
                     shared[place] = True
+                    usual[place] |= self.common[run]
+        for is_shared, group in groupby(range(len(words)), key=shared.copy().__getitem__):
+            found = list(group)
+            inside = found[0] > 0 and found[-1] + 1 < len(words) and all(words[place] != "\n" for place in found)
+            if is_shared and inside and not any(usual[place] for place in found):
+                shared[found[0] : found[-1] + 1] = [False] * len(found)
         for place in range(1, len(words)):
             if words[place] in ENDING and not shared[place - 1]:
                 shared[place] = False
