@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from zoo import tiny_siamese
+from zoo import tiny_base, tiny_siamese
 
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
 from imsm.data import AnswerCollator, load_examples
@@ -170,7 +170,17 @@ def test_queries_of_a_batch_are_those_of_each_prompt() -> None:
             model(torch.tensor([prompt]), output_memories=True, use_cache=False).base_memory[0].mean(dim=0)
             for prompt in prompts
         ]
-    torch.testing.assert_close(frozen_queries(model, prompts), torch.stack(alone), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(frozen_queries(model, prompts), torch.stack(alone), atol=1e-5, rtol=1e-5)
+        model.streams.read_depths([0, 1])
+        base = tiny_base("gemma3")
+        states = [base(torch.tensor([prompt]), output_hidden_states=True).hidden_states for prompt in prompts]
+    deeper = torch.stack(
+        [torch.cat([state[0][0].mean(dim=0), state[1][0].mean(dim=0)]) for state in [s[1:3] for s in states]]
+    )
+    found = frozen_queries(model, prompts)
+    torch.testing.assert_close(found[:, : len(alone[0])], torch.stack(alone), atol=1e-5, rtol=1e-5)
+    if len(base.model.layers) > 2:  # the last of the hidden states is behind the final norm
+        torch.testing.assert_close(found[:, len(alone[0]) :], deeper, atol=1e-5, rtol=1e-5)
 
 
 def test_the_border_of_prompts_that_differ() -> None:

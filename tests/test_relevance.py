@@ -28,21 +28,23 @@ BATCH = padded(PROMPTS)
 def with_head(gate: str, architecture: str = "llama", method: str = "lora") -> SiameseForCausalLM:
     """A model whose head leaves half of `PROMPTS` to the base model; `leave` tells which."""
     model = tiny_siamese(architecture, method, gate)
-    head = RelevanceHead(model.config.hidden_size)
+    head = RelevanceHead(len(query_of(model, PROMPTS[0])))
     with torch.no_grad():
         head.weight.normal_(generator=torch.Generator().manual_seed(3))
         head.bias.zero_()
-        model.set_relevance(head)
+        model.set_relevance(head, [0])
         logits = torch.stack([head(query_of(model, prompt)) for prompt in PROMPTS]).flatten()
         head.bias -= logits.median() + 1e-3
     return model
 
 
 def query_of(model: SiameseForCausalLM, prompt: list[int]) -> Tensor:
-    """The frozen pooled query of a prompt, (d,)."""
+    """What the head reads of a prompt, (2d,)."""
     with torch.no_grad():
-        out = model(torch.tensor([prompt]), output_memories=True, use_cache=False)
-    return out.base_memory[0].float().mean(dim=0)  # type: ignore[no-any-return]
+        out = model.streams.frozen({"input_ids": torch.tensor([prompt]), "output_hidden_states": True}, None)
+        memory = model.streams.tap.memory
+        assert memory is not None
+    return torch.cat([memory[0].mean(dim=0), out.hidden_states[1][0].mean(dim=0)]).float()
 
 
 def left(model: SiameseForCausalLM, shift: float = 0.0) -> list[bool]:
@@ -91,7 +93,7 @@ def test_each_prompt_gets_its_mind_whole(architecture: str) -> None:
     head = model.relevance
     model.set_relevance(None)
     wanted = zip(generate(tiny_base(architecture), PROMPTS), generate(model, PROMPTS), strict=True)
-    model.set_relevance(head)
+    model.set_relevance(head, [0])
     assert mixed == [base if leave else own for leave, (base, own) in zip(to_base, wanted, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -23,7 +24,8 @@ class SiameseConfig(PretrainedConfig):
         gate: a key of `imsm.GATES`.
         gate_rank: rank r of the gate's two maps W_A and W_B (paper: 8).
         gate_dropout: dropout after each of the gate's two maps in training (paper: 0.1).
-        relevance: whether a relevance head stands in front of the gate.
+        relevance: width of what the relevance head in front of the gate reads; 0: there is none.
+        relevance_depths: layers, from 0, behind which the head reads the frozen stream besides its memory.
         recall: where the dial stands in inference unless a call says otherwise; 0 is the mix as trained.
         format_version: version of the checkpoint folder's layout.
         training: what the model was trained on and how, for the model card and `imsm info`.
@@ -42,7 +44,8 @@ class SiameseConfig(PretrainedConfig):
         gate: str = "query_aware",
         gate_rank: int = 8,
         gate_dropout: float = 0.1,
-        relevance: bool = False,
+        relevance: int = 0,
+        relevance_depths: Sequence[int] = (),
         recall: float = 0.0,
         format_version: int = FORMAT_VERSION,
         training: dict[str, Any] | None = None,
@@ -58,6 +61,7 @@ class SiameseConfig(PretrainedConfig):
         self.gate_rank = gate_rank
         self.gate_dropout = gate_dropout
         self.relevance = relevance
+        self.relevance_depths = list(relevance_depths)
         self.recall = recall
         self.format_version = format_version
         self.training = training or {}

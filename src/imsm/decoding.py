@@ -39,8 +39,8 @@ class CompiledStep:
 
     def __call__(
         self, kind: str, inputs: dict[str, Any], cache: Cache, query: Query, recall: Recall
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, 1, V) and memories (B or 2B, 1, d) of the step.
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits (B, 1, V) and memories of the step, the frozen stream's (B, 1, d) widened and the tuned one's (B, 1, d).
 
         Args:
             kind: "shared", "frozen" or "tuned".
@@ -50,25 +50,35 @@ class CompiledStep:
             recall: what the call says of the mix.
         """
         model, inputs = self.streams.prepared(kind, self._with_mask(inputs, cache), cache)
-        logits, memory = self._step(kind, model, inputs, query, recall)
+        logits, *memories = self._step(kind, model, inputs, query, recall)
         # A captured graph (CUDA) writes into the same place again at the next step.
-        return logits, memory.clone()
+        base, tuned = (None if memory is None else memory.clone() for memory in memories)
+        return logits, base, tuned
 
     def _traced(
         self, kind: str, model: Any, inputs: dict[str, Any], query: Query, recall: Recall
-    ) -> tuple[Tensor, Tensor]:
-        memories: list[Tensor] = []
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        memories: list[Tensor | None] = []
+        tap = self.streams.depth_tap
 
         def weave(memory: Tensor) -> Tensor:
-            memories.append(memory)
-            if kind != "shared":
+            if kind == "tuned":
+                memories.extend((None, memory))
+                return memory
+            if kind == "frozen":
+                memories.extend((tap.widened(memory), None))
                 return memory
             base, tuned = memory.chunk(2)
+            memories.extend((tap.widened(base), tuned))
             return self.weave((base, tuned), query, recall)
 
-        with self.streams.tap.replacing(weave):
-            logits = model(**inputs).logits
-        return logits, memories[0]
+        tap.listening = kind != "tuned"
+        try:
+            with self.streams.tap.replacing(weave):
+                logits = model(**inputs).logits
+        finally:
+            tap.listening = False
+        return logits, memories[0], memories[1]
 
     def _with_mask(self, inputs: dict[str, Any], cache: Cache) -> dict[str, Any]:
         """The mask as wide as the cache, so that shapes are the same at every step."""
@@ -185,9 +195,8 @@ class TwinGenerationMixin(GenerationMixin):
         if recall.force is None and self.pools_query:
             assert cache.query is not None
             query = cache.query
-        logits, memory = step(kind, inputs, cache.parts[0], query, recall)
-        base, tuned = memory.chunk(2) if kind == "shared" else (memory, memory)
-        cache.record(base if kind != "tuned" else None, tuned if kind != "frozen" else None, attended)
+        logits, base, tuned = step(kind, inputs, cache.parts[0], query, recall)
+        cache.record(base, tuned, attended)
         return logits
 
 

@@ -111,10 +111,13 @@ def mix(gate: nn.Module, relevance: RelevanceHead | None, memories: Pair, query:
         gate: a gate of `imsm.GATES`.
         relevance: the head in front of it, if there is one.
         memories: h and h', (..., d).
-        query: pooled queries q̄ and q̄', which broadcast to them.
+        query: pooled queries q̄ and q̄', which broadcast to them; behind q̄ what the head reads besides.
         recall: what the call says.
     """
     base, tuned = memories
+    wide = query[0]
+    if wide is not None and base is not None:
+        query = (wide[..., : base.shape[-1]], query[1])
     if recall.force is not None:
         memory = base if tuned is None else tuned if base is None else interweave(base, tuned, recall.force)
         assert memory is not None
@@ -124,8 +127,8 @@ def mix(gate: nn.Module, relevance: RelevanceHead | None, memories: Pair, query:
     found: Mix = gate(base, tuned, *query, dial) if dial is not None else gate(base, tuned, *query)
     if relevance is None:
         return found
-    assert query[0] is not None
-    other = is_other(relevance, query[0], dial)
+    assert wide is not None
+    other = is_other(relevance, wide, dial)
     most = found.gate.new_tensor(1.0) if dial is None else dial.ceiling
     return Mix(torch.where(other, interweave(base, tuned, most), found.memory), torch.where(other, most, found.gate))
 
@@ -142,7 +145,7 @@ def sole_stream(gate: nn.Module, relevance: RelevanceHead | None, query: Tensor 
     None if there is no such constant. Exact: the head is sharp.
 
     Args:
-        query: (B, 1, d), frozen pooled queries.
+        query: (B, 1, F), frozen pooled queries and what the head reads besides.
     """
     if recall.force is not None:
         return recall.force if recall.force in (0, 1) else None
@@ -154,6 +157,27 @@ def sole_stream(gate: nn.Module, relevance: RelevanceHead | None, query: Tensor 
         return None
     dial = recall.dial
     return 0.0 if dial is None or bool(((dial.floor == 0) & (dial.shift != math.inf)).all()) else None
+
+
+def refuse_bank(banked: Pair, more: bool, how: Recall, pools_query: bool, relevance: RelevanceHead | None) -> None:
+    """Raises `InputError` if a bank's (memory, query) cannot stand in for the frozen stream.
+
+    Args:
+        banked: what is given.
+        more: something besides the loss is wanted.
+        how: what the call says of the mix.
+        pools_query: whether the mix depends on the query.
+        relevance: the head, if there is one.
+    """
+    if more or how != Recall():
+        raise InputError(
+            "base_memory stands in for the frozen stream where nothing but the loss is wanted: give labels with it, and "
+            "leave out use_cache, past_key_values, output_logits, output_gate, output_memories, force_gate and recall"
+        )
+    if relevance is not None:
+        raise InputError("a memory bank has nothing for a relevance head; take it away first: set_relevance(None)")
+    if pools_query and banked[1] is None:
+        raise InputError("the gate needs base_query beside base_memory")
 
 
 def recalled(frozen: Pair, tuned: Pair) -> tuple[Pair, Pair]:

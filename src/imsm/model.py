@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate
 from imsm.loss import answer_loss
-from imsm.mixing import Pair, Recall, mix, recall_of, recalled, sole_stream
-from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries
+from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
+from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries, pooled
 from imsm.relevance import RelevanceHead
 from imsm.streams import Streams, nothing
 
@@ -76,7 +76,10 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         self._two_passes = False
         head = self.base.get_output_embeddings()
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
-        self.relevance: RelevanceHead | None = RelevanceHead(config.hidden_size) if config.relevance else None
+        self.relevance: RelevanceHead | None = None
+        if config.relevance:
+            self.relevance = RelevanceHead(config.relevance)
+            streams.read_depths(config.relevance_depths)
         for part in filter(None, (self.gate, self.relevance)):
             part.to(next(head.parameters()).device)
         self.generation_config = copy.deepcopy(self.base.generation_config)
@@ -175,10 +178,16 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         """Whether the mix depends on the pooled query."""
         return self.relevance is not None or bool(self.gate.uses_query)
 
-    def set_relevance(self, head: RelevanceHead | None) -> None:
-        """Puts a relevance head in front of the gate, or takes it away."""
+    def set_relevance(self, head: RelevanceHead | None, depths: Sequence[int] = ()) -> None:
+        """Puts a relevance head, which reads behind the layers `depths` (from 0) too, in front of the gate; None: none.
+
+        Raises:
+            InputError: there are no such layers.
+        """
+        self.streams.read_depths(depths if head is not None else ())
         self.relevance = None if head is None else head.to(next(self.get_output_embeddings().parameters()).device)
-        self.config.relevance = head is not None
+        self.config.relevance = 0 if head is None else head.weight.numel()
+        self.config.relevance_depths = list(self.streams.depth_tap.depths)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
@@ -278,7 +287,8 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         run_base, run_tuned = (output_memories or how.force != 0), (output_memories or how.force != 1)
         if banked is not None:
             run_base = False
-            self._refuse_bank(banked, labels, use_cache or output_logits or output_gate or output_memories, how)
+            more = labels is None or use_cache or output_logits or output_gate or output_memories
+            refuse_bank(banked, more, how, self.pools_query, self.relevance)
         if cache is not None:
             cache.require(base=run_base, tuned=run_tuned)
         attended = attended_tokens(attention_mask, tokens)
@@ -315,6 +325,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         kept = slice(0, length) if supervised is not None else kept_positions(logits_to_keep, length)
         extras: dict[str, Tensor | None] = {}
         queries: Queries | None = None
+        widened: Tensor | None = None
         if how.force is None and self.pools_query and (cache is None or cache.query is None):
             past = cache.past_sums() if cache is not None else None
             if prompt_length is None and cache is not None:
@@ -333,13 +344,16 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         def weave(base: Tensor | None, tuned: Tensor | None) -> Tensor:
             """The memories (B, T, d) of the streams that were run, to what the head is given."""
             query: Pair = (None, None)
+            wide = base
+            if base is not None:
+                wide = self.streams.widened(base) if widened is None else widened
             if how.force is None and self.pools_query:
-                query = self._pooled(queries, base, tuned, cache)
+                query = pooled(queries, wide, tuned, cache)
             if cache is not None:
                 if queries is not None and queries.whole and how.force is None:
                     cache.query = query
                     cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
-                cache.record(base, tuned, attended)
+                cache.record(wide, tuned, attended)
             where = supervised if answers_only else (slice(None), kept)
             memories = (None if base is None else base[where], None if tuned is None else tuned[where])
             if answers_only:
@@ -355,9 +369,10 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
 
         def settle(base: Tensor) -> float | None:
             """What the frozen memories (B, T, d) of the whole prompt make of the mix, if that is one stream alone."""
-            nonlocal how
+            nonlocal how, widened
             assert queries is not None and cache is not None
-            cache.sole = sole_stream(self.gate, self.relevance, queries.mean(base), how)
+            widened = self.streams.widened(base)
+            cache.sole = sole_stream(self.gate, self.relevance, queries.mean(widened), how)
             if cache.sole is not None:
                 how = Recall(cache.sole)
             return cache.sole
@@ -469,30 +484,6 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         if cache is not None and cache.parts:
             return cache.shared is not None
         return self.passes == "shared" and not self.training and not torch.is_grad_enabled()
-
-    def _refuse_bank(self, banked: Pair, labels: Tensor | None, more: bool, how: Recall) -> None:
-        if labels is None or more or how != Recall():
-            raise InputError(
-                "base_memory stands in for the frozen stream where nothing but the loss is wanted: give labels with it, "
-                "and leave out use_cache, past_key_values, output_logits, output_gate, output_memories, force_gate and "
-                "recall"
-            )
-        if self.pools_query and banked[1] is None:
-            raise InputError(f"the gate {self.config.gate!r} needs base_query beside base_memory")
-
-    def _pooled(
-        self, queries: Queries | None, base: Tensor | None, tuned: Tensor | None, cache: TwinCache | None
-    ) -> Pair:
-        """q̄ and q̄', each (B, K or 1, d) float32, for the kept positions."""
-        if queries is None:
-            assert cache is not None and cache.query is not None
-            return cache.query
-        past = cache.past_sums() if cache is not None else None
-        base_sum, tuned_sum = (None, None) if past is None else (past.base, past.tuned)
-        return (
-            None if base is None else queries.mean(base, past, base_sum),
-            None if tuned is None else queries.mean(tuned, past, tuned_sum),
-        )
 
     def _mix(self, memories: Pair, query: Pair, how: Recall) -> Mix:
         return mix(self.gate, self.relevance, memories, query, how)

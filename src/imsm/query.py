@@ -9,6 +9,7 @@ row, a query starts with its own example.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,6 +121,24 @@ class Queries:
         if self.within:
             return pool_within(memory, self.attended, self.boundary, self.first)[:, self.kept]
         return pool(memory, self.attended, self.boundary, past_sum, None if past is None else past.count)
+
+
+def pooled(queries: Queries | None, base: Tensor | None, tuned: Tensor | None, cache: Any) -> tuple[Any, Any]:
+    """q̄ and q̄' of the kept positions, each (B, K or 1, d) float32, None for a stream that was not run.
+
+    Args:
+        queries: None if the cache has them.
+        base, tuned: memories (B, T, d).
+        cache: the streams', or None.
+    """
+    if queries is None:
+        return cache.query  # type: ignore[no-any-return]
+    past = cache.past_sums() if cache is not None else None
+    base_sum, tuned_sum = (None, None) if past is None else (past.base, past.tuned)
+    return (
+        None if base is None else queries.mean(base, past, base_sum),
+        None if tuned is None else queries.mean(tuned, past, tuned_sum),
+    )
 
 
 def kept_queries(

@@ -1,6 +1,6 @@
 """The relevance head: is a query the adapter's business, or the base model's?
 
-A linear map of the frozen memory's mean over the query. It stands in front of the gate, and its answer is sharp: a query
+A linear map of the mean, over the query, of the frozen memory and of the frozen stream's hidden states at some depths. It stands in front of the gate, and its answer is sharp: a query
 that is not the task's gets the base model's memories alone, bit for bit.
 """
 
@@ -21,18 +21,23 @@ class RelevanceHead(nn.Module):
     """logit = q̄ · w + b of a frozen pooled query; above 0 the base model answers.
 
     Args:
-        hidden_size: width d of a memory.
+        width: F of a query: that of a memory and, for each depth, that of the hidden states.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         # At the start every query is the task's.
-        self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32), requires_grad=False)
+        self.weight = nn.Parameter(torch.zeros(width, dtype=torch.float32), requires_grad=False)
         self.bias = nn.Parameter(torch.tensor(-1.0, dtype=torch.float32), requires_grad=False)
 
     def forward(self, query: Tensor) -> Tensor:
-        """Logits (..., 1) float32 of queries (..., d)."""
+        """Logits (..., 1) float32 of queries (..., width)."""
         return (query.float() * self.weight.float()).sum(dim=-1, keepdim=True) + self.bias.float()
+
+
+def usual_depths(layers: int) -> tuple[int, ...]:
+    """The layers, from 0, behind which a head reads besides the memory: a third and two thirds of the way up."""
+    return tuple(sorted({max(round(layers / 3), 1) - 1, max(round(2 * layers / 3), 1) - 1}))
 
 
 def fit_relevance(
@@ -42,7 +47,7 @@ def fit_relevance(
     *,
     penalty: float = 0.01,
     false_recall: float = 0.01,
-    border: float = 0.5,
+    border: float = 0.25,
 ) -> RelevanceHead:
     """The head that tells the task's queries from others.
 
@@ -51,9 +56,9 @@ def fit_relevance(
     below that point, to those of the others. Where the two overlap it is the first of these points.
 
     Args:
-        task: (N, d), frozen pooled queries of the task.
-        other: (M, d), of what is not the task.
-        held_out: (K, d), of the task, not in `task`; without them the border is drawn from `task`.
+        task: (N, F), frozen pooled queries of the task.
+        other: (M, F), of what is not the task.
+        held_out: (K, F), of the task, not in `task`; without them the border is drawn from `task`.
         penalty: of the squared weights.
         false_recall: share of the task's queries that may be left to the base model.
         border: from 0, at the task's queries, to 1, at the others.

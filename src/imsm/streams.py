@@ -8,7 +8,7 @@ the interwoven memory, without a branch on any architecture.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from imsm.errors import InputError
-from imsm.shared import double, frozen_view, layers_below, shared_view
+from imsm.shared import decoder_layers, double, frozen_view, layers_below, shared_view
 from imsm.views import PatchedForwardError
 
 Replace = Callable[[Tensor], Tensor]
@@ -79,6 +79,44 @@ def output_head(base: nn.Module) -> nn.Module:
     return head
 
 
+class DepthTap:
+    """Reads the hidden states behind some of the decoder layers, of whichever stream is run while it listens.
+
+    A view of the base model has its modules' hooks, so that one hook a layer serves the frozen and the shared view.
+
+    Attributes:
+        depths: the layers, from 0.
+    """
+
+    def __init__(self, base: nn.Module, depths: Sequence[int]) -> None:
+        layers = decoder_layers(base)
+        if wrong := [depth for depth in depths if not 0 <= depth < len(layers)]:
+            raise InputError(f"the base model has {len(layers)} layers, so hidden states cannot be read behind {wrong}")
+        self.depths = tuple(depths)
+        self.listening = False
+        self._states: dict[int, Tensor] = {}
+        self._handles = [layers[depth].register_forward_hook(self._reader(depth)) for depth in depths]
+
+    def _reader(self, depth: int) -> Callable[..., None]:
+        def read(module: nn.Module, args: Any, output: Any) -> None:
+            if self.listening:
+                self._states[depth] = output[0] if isinstance(output, tuple) else output
+
+        return read
+
+    def widened(self, memory: Tensor) -> Tensor:
+        """The memories (B, T, d) of the frozen stream and behind them its hidden states at the depths, (B, T, (1 + D) d)."""
+        if not self.depths:
+            return memory
+        states = [self._states.pop(depth)[: memory.shape[0]].to(memory) for depth in self.depths]
+        return torch.cat([memory, *states], dim=-1)
+
+    def remove(self) -> None:
+        """Take the hooks off the layers."""
+        for handle in self._handles:
+            handle.remove()
+
+
 class Streams(nn.Module):
     """Runs a base model with a peft adapter in it as one of the two streams, or as both at once.
 
@@ -94,6 +132,7 @@ class Streams(nn.Module):
         super().__init__()
         self.peft_model = peft_model
         self.tap = HeadTap(output_head(self.base))
+        self.depth_tap = DepthTap(self.base, ())
         self._switches = [
             module for module in peft_model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
         ]
@@ -116,6 +155,29 @@ class Streams(nn.Module):
         """Entries that the adapter puts before the sequence in the tuned stream's cache (prefix tuning)."""
         config = self.peft_model.active_peft_config
         return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
+
+    def read_depths(self, depths: Sequence[int]) -> None:
+        """From now on the frozen stream's hidden states behind these layers (from 0) can be had by `widened`.
+
+        Raises:
+            InputError: the base model has no such layer.
+        """
+        if tuple(depths) != self.depth_tap.depths:
+            made = DepthTap(self.base, depths)
+            self.depth_tap.remove()
+            self.depth_tap = made
+
+    def widened(self, memory: Tensor) -> Tensor:
+        """See `DepthTap.widened`; `memory` is that of the frozen stream's last pass, and can be widened once."""
+        return self.depth_tap.widened(memory)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        self.depth_tap.listening = True
+        try:
+            yield
+        finally:
+            self.depth_tap.listening = False
 
     def _view(self, name: str) -> Any:
         """The frozen or the shared view, made anew when adapters were added, chosen or switched off."""
@@ -164,7 +226,7 @@ class Streams(nn.Module):
 
         Without dropout and gradients, whatever mode the model is in.
         """
-        with torch.no_grad(), self.tap.replacing(replace):
+        with torch.no_grad(), self.tap.replacing(replace), self._listening():
             try:
                 model = self._view("frozen")
             except PatchedForwardError:
@@ -188,7 +250,7 @@ class Streams(nn.Module):
         `replace` maps the memories (2B, T, d), the frozen stream's first, to what the head is given.
         """
         model, inputs = self.prepared("shared", inputs, cache)
-        with self.tap.replacing(replace):
+        with self.tap.replacing(replace), self._listening():
             return model(**inputs)
 
     def prepared(self, kind: str, inputs: dict[str, Any], cache: Cache | None) -> tuple[Any, dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imsm.model import SiameseForCausalLM
 from imsm.query import Queries
-from imsm.relevance import fit_relevance
+from imsm.relevance import fit_relevance, usual_depths
 
 #: Tokens of a forward pass, padding included.
 PASS_TOKENS = 4096
@@ -57,6 +57,8 @@ def fit_border(
     Raises:
         InputError: there are no prompts of either kind.
     """
+    depths = usual_depths(model.config.num_hidden_layers)
+    model.streams.read_depths(depths)
     found = frozen_queries(model, [*prompts, *dressed, *dreams], bf16, report)
     own, other_words, other = found.split([len(prompts), len(dressed), len(dreams)])
     kept, held = _divided(own)
@@ -67,7 +69,7 @@ def fit_border(
     border = Border(
         false_recall=float((head(held) > 0).float().mean()), dreams_kept=float((head(other) > 0).float().mean())
     )
-    model.set_relevance(head)
+    model.set_relevance(head, depths)
     return border
 
 
@@ -81,9 +83,9 @@ def _divided(queries: Tensor) -> tuple[Tensor, Tensor]:
 def frozen_queries(
     model: SiameseForCausalLM, prompts: Sequence[Sequence[int]], bf16: bool = False, report: Report | None = None
 ) -> Tensor:
-    """The frozen pooled queries of prompts, (N, d) float32 on the CPU."""
+    """The frozen pooled queries of prompts as a head reads them, (N, F) float32 on the CPU."""
     device: Any = model.get_input_embeddings().weight.device
-    found = torch.zeros(len(prompts), model.config.hidden_size)
+    found: dict[int, Tensor] = {}
     read = 0
     for chosen in length_batches(prompts):
         width = max(len(prompts[index]) for index in chosen)
@@ -98,11 +100,12 @@ def frozen_queries(
         memory, model.streams.tap.memory = model.streams.tap.memory, None
         assert memory is not None
         last = torch.full((len(chosen), 1), width - 1, device=memory.device)
-        found[chosen] = Queries(attended.bool().to(memory.device), last).mean(memory)[:, 0].cpu()
+        wide = model.streams.widened(memory)
+        found |= zip(chosen, Queries(attended.bool().to(wide.device), last).mean(wide)[:, 0].cpu(), strict=True)
         read += len(chosen)
         if report is not None:
             report(read, len(prompts))
-    return found
+    return torch.stack([found[index] for index in range(len(prompts))])
 
 
 def length_batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
