@@ -115,7 +115,7 @@ def read_plan(model: str, path: Path = PLAN) -> Plan:
         methods = {name: methods[name] for name in own["methods"]}
     if "seeds" in own:
         methods = {name: replace(method, seeds=method.seeds[: own["seeds"]]) for name, method in methods.items()}
-    tasks = {
+    tasks: dict[str, Any] = {
         group: tuple(
             str((path.parent / name).resolve()) if name.endswith((".yaml", ".yml")) else name
             for name in content.get(group, ())

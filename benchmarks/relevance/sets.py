@@ -47,7 +47,7 @@ class PromptSet:
     split: for what it may be used; choices are made on `validation`.
     wanted: who should answer.
     prompts: texts, or conversations that end in a user's turn.
-    last_turn: judge by the last turn alone.
+    last_turn: judge by the last turn's tokens alone.
     """
 
     name: str
@@ -115,15 +115,20 @@ def judged(split: Split, messages: list[dict[str, Any]], data_root: Path) -> Ite
     yield from both("bare", "open", texts)
     yield PromptSet("clinc-in-prompt", split, "open", tuple(fill(TRAINED, {"text": text}) for text in other))
     away, back = conversations(split, messages, wordings, questions)
-    yield PromptSet("turns-away", split, "base", away)
-    yield PromptSet("turns-away-last", split, "base", away, last_turn=True)
-    yield PromptSet("turns-back", split, "task", back)
-    yield PromptSet("turns-back-last", split, "task", back, last_turn=True)
+    turning: tuple[tuple[str, Wanted, list[list[dict[str, str]]]], ...] = (
+        ("turns-away", "base", away),
+        ("turns-back", "task", back),
+    )
+    for name, wanted, found in turning:
+        yield PromptSet(name, split, wanted, tuple(found))
+        yield PromptSet(f"{name}-last", split, wanted, tuple(found), last_turn=True)
+        # As if nothing had been said before.
+        yield PromptSet(f"{name}-alone", split, wanted, tuple(prompt[-1:] for prompt in found))
 
 
 def conversations(
     split: Split, messages: list[dict[str, Any]], wordings: list[str], questions: dict[str, list[str]]
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+) -> tuple[list[list[dict[str, str]]], list[list[dict[str, str]]]]:
     """Conversations that leave the task for a question, and that come to it from small talk.
 
     Every other task prompt is in the trained wording.
@@ -144,7 +149,7 @@ def conversations(
         talk = script["answered"][number % len(script["answered"])]
         come = script["back"][number % len(script["back"])].replace("{prompt}", prompt)
         back.append(conversation(talk["question"], talk["answer"], come))
-    return tuple(away), tuple(back)
+    return away, back
 
 
 def conversation(*contents: str) -> list[dict[str, str]]:
