@@ -13,7 +13,7 @@ SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
     {"errors"},
-    {"attention", "config", "fingerprint", "folders", "gates", "loss", "query", "relevance"},
+    {"attention", "config", "fingerprint", "folders", "gates", "loss", "query", "relevance", "turns"},
     {"cache", "mixing", "settings", "views"},
     {"shared"},
     {"streams"},

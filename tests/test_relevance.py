@@ -18,8 +18,10 @@ from transformers import CompileConfig
 from zoo import ARCHITECTURES, tiny_base, tiny_siamese
 
 from imsm import GATES, InputError, SiameseForCausalLM
+from imsm.data.turns import turn_opener
 from imsm.gates import Dial
 from imsm.relevance import RelevanceHead, fit_relevance
+from imsm.turns import last_turn, last_turns
 
 PROMPTS = random_prompts((6, 3, 9, 5, 12, 7))
 BATCH = padded(PROMPTS)
@@ -312,3 +314,58 @@ def test_the_head_is_saved_and_needed(tmp_path: Path) -> None:
 def test_a_model_without_a_head_has_no_file_of_it(tmp_path: Path) -> None:
     tiny_siamese("llama", "lora").save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model" / "relevance.safetensors").exists()
+
+
+# -- conversations ---------------------------------------------------------------------------------------------------
+
+OPENER = [60, 61]
+
+
+def conversation(turns: list[list[int]]) -> list[int]:
+    """A system's words, then turns of the user with a word of the assistant's between."""
+    ids = [59]
+    for turn in turns:
+        ids += [*OPENER, *turn, 62]
+    return ids
+
+
+def test_the_last_turn_alone() -> None:
+    assert last_turn(conversation([[1, 2], [3], [4, 5]]), OPENER) == conversation([[4, 5]])
+    assert last_turn(conversation([[1]]), OPENER) == conversation([[1]])
+    assert last_turn([1, 2, 3], OPENER) == [1, 2, 3]
+    assert last_turn(conversation([[1], [2]]), []) == conversation([[1], [2]])
+    ids, mask = torch.tensor([conversation([[1], [2]]), [0, 0, 0, *conversation([[7, 8]])]]), torch.ones(2, 9)
+    mask[1, :3] = 0
+    cut = last_turns(ids, mask.bool(), OPENER)
+    assert cut is not None
+    assert [row[kept.bool()].tolist() for row, kept in zip(*cut, strict=True)] == [
+        [59, 60, 61, 2, 62],
+        [59, 60, 61, 7, 8, 62],
+    ]
+    assert last_turns(ids[1:], mask[1:].bool(), OPENER) is None
+
+
+def test_each_turn_is_decided_anew() -> None:
+    """What came before has no say in whose the last turn is, and all of it in what is said."""
+    model = with_head("tuned")
+    words = [[3, 4, 5], [20, 9, 33], [41, 2, 17, 8], [50, 51], [11, 30], [25, 26, 27]]
+    prompts = [conversation([turn]) for turn in words]
+    with torch.no_grad():
+        assert model.relevance is not None
+        logits = torch.stack([model.relevance(query_of(model, prompt)) for prompt in prompts]).flatten()
+        model.relevance.bias -= logits.median() + 1e-3
+        leave = [bool(logit - logits.median() - 1e-3 > 0) for logit in logits]
+    model.set_relevance(model.relevance, [0], OPENER)
+    assert len(set(leave)) == 2
+    for before in words[:2]:
+        talks = [conversation([before, turn]) for turn in words]
+        wanted = [generate(model, [talk], force_gate=float(base))[0] for talk, base in zip(talks, leave, strict=True)]
+        assert generate(model, talks) == wanted == generate(model, talks, use_cache=False)
+        assert [generate(model, [talk])[0] for talk in talks] == wanted
+        assert generate(model, talks, cache_implementation="static") == wanted
+
+
+def test_the_opener_comes_from_the_template(tokenizer: Any, plain_tokenizer: Any, with_template: Any) -> None:
+    assert tokenizer.decode(turn_opener(tokenizer)) == "<|im_start|>user\n"
+    assert turn_opener(plain_tokenizer) == []
+    assert turn_opener(with_template("nothing of it")) == []

@@ -26,6 +26,7 @@ class SiameseConfig(PretrainedConfig):
         gate_dropout: dropout after each of the gate's two maps in training (paper: 0.1).
         relevance: width of what the relevance head in front of the gate reads; 0: there is none.
         relevance_depths: layers, from 0, behind which the head reads the frozen stream besides its memory.
+        relevance_turn: tokens that open a user's turn; of several turns the head reads the last alone.
         recall: where the dial stands in inference unless a call says otherwise; 0 is the mix as trained.
         format_version: version of the checkpoint folder's layout.
         training: what the model was trained on and how, for the model card and `imsm info`.
@@ -46,6 +47,7 @@ class SiameseConfig(PretrainedConfig):
         gate_dropout: float = 0.1,
         relevance: int = 0,
         relevance_depths: Sequence[int] = (),
+        relevance_turn: Sequence[int] = (),
         recall: float = 0.0,
         format_version: int = FORMAT_VERSION,
         training: dict[str, Any] | None = None,
@@ -62,6 +64,7 @@ class SiameseConfig(PretrainedConfig):
         self.gate_dropout = gate_dropout
         self.relevance = relevance
         self.relevance_depths = list(relevance_depths)
+        self.relevance_turn = list(relevance_turn)
         self.recall = recall
         self.format_version = format_version
         self.training = training or {}

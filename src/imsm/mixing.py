@@ -128,9 +128,14 @@ def mix(gate: nn.Module, relevance: RelevanceHead | None, memories: Pair, query:
     if relevance is None:
         return found
     assert wide is not None
-    other = is_other(relevance, wide, dial)
+    other = is_other(relevance, judged_part(relevance, wide), dial)
     most = found.gate.new_tensor(1.0) if dial is None else dial.ceiling
     return Mix(torch.where(other, interweave(base, tuned, most), found.memory), torch.where(other, most, found.gate))
+
+
+def judged_part(relevance: RelevanceHead | None, wide: Tensor) -> Tensor:
+    """The part of a pooled frozen query (..., F or d + F) that the head reads: all of it, or that of the last turn."""
+    return wide if relevance is None else wide[..., -relevance.weight.numel() :]
 
 
 def is_other(relevance: RelevanceHead, query: Tensor, dial: Dial | None) -> Tensor:

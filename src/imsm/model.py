@@ -22,10 +22,11 @@ from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate
 from imsm.loss import answer_loss
-from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
+from imsm.mixing import Pair, Recall, judged_part, mix, recall_of, recalled, refuse_bank, sole_stream
 from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries, pooled
 from imsm.relevance import RelevanceHead
 from imsm.streams import Streams, nothing
+from imsm.turns import last_turns
 
 
 @dataclass
@@ -178,8 +179,13 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         """Whether the mix depends on the pooled query."""
         return self.relevance is not None or bool(self.gate.uses_query)
 
-    def set_relevance(self, head: RelevanceHead | None, depths: Sequence[int] = ()) -> None:
-        """Puts a relevance head, which reads behind the layers `depths` (from 0) too, in front of the gate; None: none.
+    def set_relevance(self, head: RelevanceHead | None, depths: Sequence[int] = (), opener: Sequence[int] = ()) -> None:
+        """Puts a relevance head in front of the gate; None takes it away.
+
+        Args:
+            head: the head.
+            depths: layers, from 0, behind which it reads the frozen stream besides the memory.
+            opener: tokens that open a user's turn; of several turns it reads the last alone.
 
         Raises:
             InputError: there are no such layers.
@@ -187,7 +193,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         self.streams.read_depths(depths if head is not None else ())
         self.relevance = None if head is None else head.to(next(self.get_output_embeddings().parameters()).device)
         self.config.relevance = 0 if head is None else head.weight.numel()
-        self.config.relevance_depths = list(self.streams.depth_tap.depths)
+        self.config.relevance_depths, self.config.relevance_turn = list(self.streams.depth_tap.depths), list(opener)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
@@ -340,6 +346,11 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
                 seen=cache.seen if cache is not None else 0,
                 past_count=None if past is None else past.count,
             )
+        turn = cut = None
+        if queries is not None and queries.whole and self.relevance is not None and input_ids is not None:
+            cut = last_turns(input_ids, queries.inside, self.config.relevance_turn)
+        if cut is not None:
+            turn = self.streams.frozen_query(*cut)
 
         def weave(base: Tensor | None, tuned: Tensor | None) -> Tensor:
             """The memories (B, T, d) of the streams that were run, to what the head is given."""
@@ -349,6 +360,8 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
                 wide = self.streams.widened(base) if widened is None else widened
             if how.force is None and self.pools_query:
                 query = pooled(queries, wide, tuned, cache)
+                if turn is not None and query[0] is not None:
+                    query = (torch.cat([query[0][..., : self.config.hidden_size], turn], dim=-1), query[1])
             if cache is not None:
                 if queries is not None and queries.whole and how.force is None:
                     cache.query = query
@@ -372,20 +385,14 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             nonlocal how, widened
             assert queries is not None and cache is not None
             widened = self.streams.widened(base)
-            cache.sole = sole_stream(self.gate, self.relevance, queries.mean(widened), how)
+            judged = queries.mean(widened) if turn is None else turn
+            cache.sole = sole_stream(self.gate, self.relevance, judged, how)
             if cache.sole is not None:
                 how = Recall(cache.sole)
             return cache.sole
 
-        settles = (
-            cache is not None
-            and cache.settles
-            and cache.seen == 0
-            and queries is not None
-            and queries.whole
-            and prompt_mask is None
-            and not (output_gate or output_memories)
-        )
+        settles = cache is not None and cache.settles and cache.seen == 0 and prompt_mask is None
+        settles = settles and queries is not None and queries.whole and not (output_gate or output_memories)
         output = self._run(inputs, cache, run_base, run_tuned, weave, settle if settles else None)
         if (
             settles
@@ -394,7 +401,8 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             and cache.sole is None
             and cache.query is not None
         ):
-            cache.drop(sole_stream(self.gate, self.relevance, cache.query[0], how))
+            assert cache.query[0] is not None
+            cache.drop(sole_stream(self.gate, self.relevance, judged_part(self.relevance, cache.query[0]), how))
 
         logits, loss = output.logits, None
         if supervised is not None and targets is not None:

@@ -110,6 +110,12 @@ class Queries:
     within: bool = False
     whole: bool = False
 
+    @property
+    def inside(self) -> Tensor:
+        """(B, T) bool: the tokens up to the last boundary."""
+        place = torch.arange(self.attended.shape[1], device=self.attended.device)
+        return self.attended & (place <= self.boundary.max(dim=1, keepdim=True).values)
+
     def mean(self, memory: Tensor, past: RunningQuery | None = None, past_sum: Tensor | None = None) -> Tensor:
         """Mean memory of each query, (B, K or 1, d) float32.
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from imsm.errors import InputError
+from imsm.query import Queries
 from imsm.shared import decoder_layers, double, frozen_view, layers_below, shared_view
 from imsm.views import PatchedForwardError
 
@@ -170,6 +171,15 @@ class Streams(nn.Module):
     def widened(self, memory: Tensor) -> Tensor:
         """See `DepthTap.widened`; `memory` is that of the frozen stream's last pass, and can be widened once."""
         return self.depth_tap.widened(memory)
+
+    @torch.no_grad()
+    def frozen_query(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The pooled query of whole prompts (B, T) as a relevance head reads it, (B, 1, F) float32."""
+        self.frozen({"input_ids": ids, "attention_mask": mask, "use_cache": False}, None)
+        memory, self.tap.memory = self.tap.memory, None
+        assert memory is not None
+        last = torch.full((len(ids), 1), ids.shape[1] - 1, device=memory.device)
+        return Queries(mask.bool().to(memory.device), last).mean(self.widened(memory))
 
     @contextmanager
     def _listening(self) -> Iterator[None]:

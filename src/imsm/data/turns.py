@@ -48,6 +48,16 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
     return None if found is None else UserTurn(*found)
 
 
+def turn_opener(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens with which the chat template opens every turn of the user; none if there is no such template."""
+    pieces = _pieces(tokenizer, ["user", "assistant", "user"])
+    if pieces is None:
+        return []
+    first, later = pieces[0][::-1], pieces[2][::-1]
+    same = next((i for i, (a, b) in enumerate(zip(first, later, strict=False)) if a != b), min(len(first), len(later)))
+    return list(tokenizer(first[:same][::-1], add_special_tokens=False)["input_ids"])
+
+
 def prompt_and_answer(example: Example) -> tuple[list[int], list[int]]:
     """The tokens before an example's first answer, and those of that answer."""
     labels = example.labels

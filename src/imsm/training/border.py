@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from imsm.model import SiameseForCausalLM
-from imsm.query import Queries
 from imsm.relevance import fit_relevance, usual_depths
+from imsm.turns import last_turn
 
 #: Tokens of a forward pass, padding included.
 PASS_TOKENS = 4096
@@ -39,6 +39,7 @@ def fit_border(
     dressed: Sequence[Sequence[int]],
     dreams: Sequence[Sequence[int]],
     *,
+    opener: Sequence[int] = (),
     false_recall: float = 0.01,
     bf16: bool = False,
     report: Report | None = None,
@@ -50,6 +51,7 @@ def fit_border(
         prompts: tokens of the task's prompts.
         dressed: of some of them in other words; they are the task's, too.
         dreams: prompts that are not the task's.
+        opener: tokens that open a user's turn; of several turns the head reads the last alone.
         false_recall: share of the task's prompts that may be left to the base model.
         bf16: compute in bfloat16 autocast.
         report: called with the prompts read and those to read.
@@ -59,7 +61,8 @@ def fit_border(
     """
     depths = usual_depths(model.config.num_hidden_layers)
     model.streams.read_depths(depths)
-    found = frozen_queries(model, [*prompts, *dressed, *dreams], bf16, report)
+    read = [last_turn(ids, opener) for ids in (*prompts, *dressed, *dreams)]
+    found = frozen_queries(model, read, bf16, report)
     own, other_words, other = found.split([len(prompts), len(dressed), len(dreams)])
     kept, held = _divided(own)
     kept_dressed, held_dressed = _divided(other_words)
@@ -69,7 +72,7 @@ def fit_border(
     border = Border(
         false_recall=float((head(held) > 0).float().mean()), dreams_kept=float((head(other) > 0).float().mean())
     )
-    model.set_relevance(head, depths)
+    model.set_relevance(head, depths, opener)
     return border
 
 
@@ -94,14 +97,9 @@ def frozen_queries(
         for row, index in enumerate(chosen):
             ids[row, : len(prompts[index])] = torch.tensor(prompts[index])
             attended[row, : len(prompts[index])] = 1
-        inputs = {"input_ids": ids.to(device), "attention_mask": attended.to(device), "use_cache": False}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            model.streams.frozen(inputs, None)
-        memory, model.streams.tap.memory = model.streams.tap.memory, None
-        assert memory is not None
-        last = torch.full((len(chosen), 1), width - 1, device=memory.device)
-        wide = model.streams.widened(memory)
-        found |= zip(chosen, Queries(attended.bool().to(wide.device), last).mean(wide)[:, 0].cpu(), strict=True)
+            rows = model.streams.frozen_query(ids.to(device), attended.to(device))[:, 0].cpu()
+        found |= zip(chosen, rows, strict=True)
         read += len(chosen)
         if report is not None:
             report(read, len(prompts))

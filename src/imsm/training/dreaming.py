@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.data import AnswerCollator, Example
 from imsm.data.dresses import dresses
+from imsm.data.turns import turn_opener
 from imsm.dreams import dream, read_anchors
 from imsm.errors import InputError
 from imsm.gates import GATES
@@ -105,6 +106,7 @@ def learn_from_dreams(
         prompts,
         [dress.prompt_ids for dress in found_dresses if dress.kind != "trained"],
         [sample.prompt_ids for sample in dreams.samples] + dreams.anchors,
+        opener=turn_opener(tokenizer),
         false_recall=settings.false_recall,
         bf16=config.bf16,
         report=report,
