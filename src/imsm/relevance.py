@@ -45,7 +45,7 @@ def fit_relevance(
     other: Tensor,
     held_out: Tensor | None = None,
     *,
-    penalty: float = 0.01,
+    penalty: float = 0.03,
     false_recall: float = 0.01,
     border: float = 0.25,
 ) -> RelevanceHead:
