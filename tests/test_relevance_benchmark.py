@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from benchmarks.forgetting.plan import read_plan
 from benchmarks.relevance import ablation, features, sets
 from benchmarks.relevance.__main__ import main
 from imsm.errors import InputError
@@ -92,7 +93,7 @@ def test_splits_share_nothing(data_root: Path) -> None:
 def test_test_prompts_are_those_that_the_other_benchmark_draws() -> None:
     rows = list(range(1000))
     own, tests = sets.part(rows, "validation"), sets.part(rows, "test")
-    drawn = set(random.Random(0).sample(range(1000), 200))
+    drawn = set(random.Random(0).sample(range(1000), read_plan("smollm2").limit))
     assert len(own) == len(tests) == sets.EACH and not set(own) & drawn and set(tests) <= drawn
 
 
@@ -197,19 +198,19 @@ def test_shares_follow_from_the_head(tmp_path: Path) -> None:
     (tmp_path / features.INDEX).write_text(json.dumps({"model": "m", "layers": {}, "sets": index}))
     bank = ablation.Bank(tmp_path)
     assert bank.dresses() == ["trained, plain dreams"]
-    choice = ablation.Choice("trained, plain dreams")
+    choice = ablation.Choice("trained, plain dreams", layers="memory")
     made = ablation.result(bank, choice, "validation")
     assert made["auc"] == made["worst_auc"] == 1 and made["rules"]["half way"]["right"] == 1
     assert made["rules"]["half way"]["shares"][:2] == [0, 1] and 0 < made["rules"]["half way"]["shares"][2] < 1
     logits, points = ablation.judge(bank, choice, "validation")
-    assert abs(points["half way"]) < 1e-4 and points["at the task"] < points["quarter"] < points["three quarters"]
+    assert abs(points["quarter"]) < 1e-4 and points["at the task"] < points["quarter"] < points["half way"]
     task, dreams = (
         load_file(tmp_path / "fit" / f"{name}.safetensors")["mean.memory"] for name in ("task-trained", "dreams-plain")
     )
     head = fit_relevance(task[:30], dreams[:30], task[30:], penalty=choice.penalty)
     expected = head(load_file(tmp_path / "validation" / "bare.safetensors")["mean.memory"])[:, 0].double()
     torch.testing.assert_close(logits["bare"], expected.detach())
-    fewer = ablation.judge(bank, ablation.Choice(choice.dress, dreams=8), "validation")[0]
+    fewer = ablation.judge(bank, ablation.Choice(choice.dress, layers="memory", dreams=8), "validation")[0]
     assert not torch.equal(fewer["bare"], logits["bare"])
 
 

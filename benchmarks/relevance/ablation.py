@@ -36,7 +36,7 @@ DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 FEATURES = {"mean": ("mean",), "last": ("last",), "both": ("mean", "last")}
 DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
 DREAMS = (40, 120, 200, 270)
-PENALTIES = (0.001, 0.01, 0.1, 1.0)
+PENALTIES = (0.001, 0.01, 0.03, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ RULES = {
     "half way, fresh dreams": Rule(0.5, fresh=True),
     "three quarters, fresh dreams": Rule(0.75, fresh=True),
 }
-DEFAULT_RULE = "half way"
+DEFAULT_RULE = "quarter"
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Choice:
 
     dress: str
     pooling: str = "mean"
-    layers: str = "memory"
+    layers: str = "all"
     dreams: int = 200
-    penalty: float = 0.01
+    penalty: float = 0.03
 
 
 class Bank:
