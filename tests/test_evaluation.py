@@ -330,7 +330,7 @@ def test_a_folder_may_have_an_at_in_its_name(folder: Path, tmp_path: Path) -> No
         ("nowhere", None, "checkpoint .*nowhere' is not a folder"),
         ("nowhere@gate=0.5", None, "checkpoint .*nowhere' is not a folder"),
         (".", None, "holds no checkpoint: none of config.json, adapter_config.json"),
-        ("siamese@dial=1", None, "unknown suffix '@dial'; there are @gate=… and @scale=…"),
+        ("siamese@dial=1", None, "unknown suffix '@dial'; there are @gate=…, @recall=… and @scale=…"),
         ("siamese@gate=1.5", None, "@gate must be a number from 0 .* to 1 .*, got '1.5'"),
         ("siamese@gate=half", None, "@gate must be a number"),
         ("siamese@gate=nan", None, "@gate must be a number"),

@@ -190,10 +190,10 @@ def test_the_plan_is_sound(model: str) -> None:
         asked = (tasks[name].kind, tasks[name].metrics, tasks[name].file, tasks[name].max_new_tokens)
         assert asked == (target.kind, target.metrics, target.file, target.max_new_tokens)
     assert {"kept_near_domain", "kept_everyday"} <= set(made.settings["retained"])
-    assert {"lora", "imsm", "lora-kl-samples"} <= set(made.methods)
+    assert {"lora", "imsm", "imsm-paper", "lora-kl-dreams"} <= set(made.methods)
     for method in made.methods.values():
-        # Each is searched alike, or takes the rate of one that was.
-        assert len(method.learning_rates) == 2 or made.methods[method.rate_of or ""].learning_rates
+        # Each is searched alike, or has LoRA's rate.
+        assert len(method.learning_rates) == 2 or method.rate_of == "lora" or method.name == "lora"
         settings = {**made.train, **method.train}
         config = plan.train_config(settings, model="m", output_dir="o", data=DataConfig(train="d.jsonl"))
         if config.method in ("imsm", "peft") and config.adapter.get("init_lora_weights") != "corda":

@@ -46,7 +46,7 @@ def test_every_gate_learns(gate: str) -> None:
     for name, parameter in model.gate.named_parameters():
         assert found[f"gate.{name}"].abs().max() > 0
         assert parameter.dtype == torch.float32
-    assert bool(list(model.gate.parameters())) == (gate != "average")
+    assert bool(list(model.gate.parameters())) == (gate not in ("average", "tuned"))
 
 
 def test_the_frozen_stream_has_no_graph_and_no_dropout() -> None:

@@ -175,7 +175,7 @@ def test_bad_yaml_is_refused(text: str, message: str, tmp_path: Path) -> None:
         ("save_steps", "1.5", "save_steps must be an integer or null, got '1.5'"),
         ("resume", "maybe", "resume must be true or false, got 'maybe'"),
         ("schedule", "step", "schedule must be one of cosine, linear, constant, got 'step'"),
-        ("retain.kind", "kl", "retain.kind must be one of none, kl_prompts, kl_samples, replay, got 'kl'"),
+        ("retain.kind", "kl", "retain.kind must be one of none, kl_prompts, kl_samples, kl_dreams, replay, got 'kl'"),
         ("data.bad_records", "drop", "data.bad_records must be one of error, skip, got 'drop'"),
     ],
 )
@@ -235,7 +235,10 @@ def test_data_settings_are_checked_by_their_full_name(changes: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "distil"}, "retain.kind must be one of none, kl_prompts, kl_samples, replay, got 'distil'"),
+        (
+            {"kind": "distil"},
+            "retain.kind must be one of none, kl_prompts, kl_samples, kl_dreams, replay, got 'distil'",
+        ),
         ({"weight": 0}, "retain.weight must be a positive number, got 0"),
         ({"samples": 0}, "retain.samples must be a positive integer, got 0"),
         ({"share": 1.0}, "retain.share must be a number between 0 and 1, got 1"),

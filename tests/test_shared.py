@@ -353,14 +353,16 @@ def test_a_given_cache_decides() -> None:
     assert_same(after, model(*BATCH, use_cache=False).logits[:, 7:])
 
 
-def test_a_static_cache_cannot_be_split() -> None:
+def test_a_static_cache_can_be_split() -> None:
     model = tiny_siamese("llama", "lora")
-    cache = TwinCache()
-    cache.shared = StaticCache(config=model.base.config, max_cache_len=12)
     with torch.no_grad():
-        model(BATCH.ids[:, :7], BATCH.mask[:, :7], BATCH.positions[:, :7], past_key_values=cache)
-        with pytest.raises(InputError, match="force_gate cannot be set on a cache of both streams"):
-            model(BATCH.ids[:, 7:], BATCH.mask, BATCH.positions[:, 7:], past_key_values=cache, force_gate=1)
+        for gate in (1.0, 0.0):
+            cache = TwinCache()
+            cache.shared = StaticCache(config=model.base.config, max_cache_len=12)
+            model(BATCH.ids[:, :7], BATCH.mask[:, :7], BATCH.positions[:, :7], past_key_values=cache)
+            found = model(BATCH.ids[:, 7:], BATCH.mask, BATCH.positions[:, 7:], past_key_values=cache, force_gate=gate)
+            whole = model(BATCH.ids, BATCH.mask, BATCH.positions, force_gate=gate).logits[:, 7:]
+            torch.testing.assert_close(found.logits, whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])

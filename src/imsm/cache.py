@@ -118,7 +118,8 @@ class TwinCache(Cache):
             once: lowest layers that are the same in both streams.
         """
         assert self.base is not None and self.tuned is not None
-        for layer, other in list(zip(self.base.layers, self.tuned.layers, strict=True))[once:]:
+        pairs: list[tuple[Any, Any]] = list(zip(self.base.layers, self.tuned.layers, strict=True))
+        for layer, other in pairs[once:]:
             layer.keys = torch.cat([layer.keys, other.keys])
             layer.values = torch.cat([layer.values, other.values])
         self.shared, self.once, self.base, self.tuned = self.base, once, None, None

@@ -101,13 +101,17 @@ class TwinGenerationMixin(GenerationMixin):
     base: Any
     config: Any
     relevance: Any
-    pools_query: bool
     passes: Any
     device: Any
     _mix: Callable[..., Mix]
     #: Set while `generate` decodes with a compiled step.
     compiled_step: CompiledStep | None = None
     _compiled: CompiledStep | None = None
+
+    @property
+    def pools_query(self) -> bool:
+        """Whether the mix depends on the pooled query."""
+        return self.relevance is not None or bool(self.gate.uses_query)
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

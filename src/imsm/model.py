@@ -174,11 +174,6 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         """The base model (the adapter's layers, if any, sit inside it)."""
         return self.streams.base
 
-    @property
-    def pools_query(self) -> bool:
-        """Whether the mix depends on the pooled query."""
-        return self.relevance is not None or bool(self.gate.uses_query)
-
     def set_relevance(self, head: RelevanceHead | None, depths: Sequence[int] = (), opener: Sequence[int] = ()) -> None:
         """Puts a relevance head in front of the gate; None takes it away.
 
@@ -284,7 +279,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         use_cache = use_cache or past_key_values is not None
         cache = twin_cache(past_key_values) if use_cache else None
         banked: Pair | None = None if base_memory is None else (base_memory, base_query)
-        device = self.get_output_embeddings().weight.device
+        device: Any = self.get_output_embeddings().weight.device
         if recall is None and force_gate is None and not self.training:
             recall = self.config.recall
         how = recall_of(force_gate, recall, recall_floor, recall_ceiling, tokens.shape[0], device)

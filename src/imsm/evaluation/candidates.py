@@ -140,7 +140,7 @@ def read_spec(spec: str) -> tuple[str, dict[str, float]]:
     Raises:
         InputError: an unknown suffix, or a value out of range.
     """
-    name, dials = spec, {}
+    name, dials = spec, dict[str, float]()
     while not Path(name).exists() and (match := re.fullmatch(r"(.+)@([^@=/]*)=([^@/]*)", name)):
         name, dial, text = match.groups()
         if dial not in ("gate", "recall", "scale"):

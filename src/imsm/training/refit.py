@@ -164,5 +164,6 @@ def _mixed(model: SiameseForCausalLM, part: Constants) -> Tensor:
 def logits(model: SiameseForCausalLM, memory: Tensor) -> Tensor:
     """What the base model makes of memories (S, d) from its output head on, (S, V)."""
     # The model's own forward on one token, whose memory these take the place of: whatever it does behind the head is done.
-    one = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    device: Any = model.get_input_embeddings().weight.device
+    one = torch.zeros(1, 1, dtype=torch.long, device=device)
     return model.streams.tuned({"input_ids": one, "use_cache": False}, None, lambda _: memory[None]).logits[0]  # type: ignore[no-any-return]

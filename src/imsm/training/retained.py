@@ -56,8 +56,16 @@ def base_texts(
     """
     settings = config.retain
     if settings.kind == "kl_dreams":
-        longest = {"prompt_tokens": config.dreams.prompt_tokens, "answer_tokens": config.dreams.answer_tokens}
-        return dream(base, tokenizer, count, config.seed, report=report, **longest)
+        own = config.dreams
+        return dream(
+            base,
+            tokenizer,
+            count,
+            config.seed,
+            prompt_tokens=own.prompt_tokens,
+            answer_tokens=own.answer_tokens,
+            report=report,
+        )
     prompts = None
     if settings.prompts is not None:
         room = config.data.max_length - settings.sample_tokens
