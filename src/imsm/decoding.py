@@ -100,6 +100,7 @@ class TwinGenerationMixin(GenerationMixin):
     streams: Streams
     base: Any
     config: Any
+    gate: Any
     relevance: Any
     passes: Any
     device: Any
