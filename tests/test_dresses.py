@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.relevance.turning import turning
 from imsm import InputError
 from imsm.data import Example
 from imsm.data.dresses import KINDS, Dress, dresses
 from imsm.data.formats import Conversation, Pair
 from imsm.data.rendering import Renderer, decode
-from imsm.data.turning import turning
 from imsm.data.turns import Spoken, Turns, prompt_and_answer
 from imsm.data.wording import Wording
 from imsm.samples import Sample

@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from benchmarks.models import model_folder, title
 from benchmarks.relevance.sets import prompt_sets, task_rows
+from benchmarks.relevance.turning import turning
 from imsm.data.dresses import KINDS, dresses
 from imsm.data.formats import Pair
 from imsm.data.rendering import Renderer
-from imsm.data.turning import turning
 from imsm.dreams import dream
 from imsm.fingerprint import fingerprint
 from imsm.folders import write_text

@@ -72,12 +72,8 @@ class CompiledStep:
             memories.extend((tap.widened(base), tuned))
             return self.weave((base, tuned), query, recall)
 
-        tap.listening = kind != "tuned"
-        try:
-            with self.streams.tap.replacing(weave):
-                logits = model(**inputs).logits
-        finally:
-            tap.listening = False
+        with self.streams.tap.replacing(weave), tap.reading(kind != "tuned"):
+            logits = model(**inputs).logits
         return logits, memories[0], memories[1]
 
     def _with_mask(self, inputs: dict[str, Any], cache: Cache) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
 from imsm.data import IGNORED, AnswerCollator, Example
+from imsm.data.batches import length_batches
 from imsm.errors import InputError, first_line
 from imsm.fingerprint import fingerprint
 from imsm.folders import cache_folder
@@ -35,8 +36,6 @@ from imsm.query import answer_boundaries, pool_within
 FORMAT = 1
 #: A file ends at so many bytes of memories, or at so many tokens read for it: what an interruption can cost.
 SHARD_BYTES, SHARD_TOKENS = 1 << 26, 1 << 16
-#: Tokens of a forward pass in building, padding included.
-PASS_TOKENS = 4096
 #: Beginning of the names of files that are being written, and the seconds after which they are taken for left behind.
 BESIDE, LEFTOVER_AGE = ".writing-", 3600
 #: How numbers lie in the files; bfloat16, which neither Arrow nor NumPy has, as its bits.
@@ -224,7 +223,8 @@ class MemoryBank:
         """Computes and writes a shard; gives the tokens read after each pass."""
         indices = self._indices(number)
         columns: dict[int, tuple[Tensor, Tensor, list[int]]] = {}
-        for batch in _passes(sorted(indices, key=lambda index: len(self.examples[index].input_ids)), self.examples):
+        for places in length_batches([len(self.examples[index].input_ids) for index in indices]):
+            batch = [indices[place] for place in places]
             columns |= zip(batch, self._compute([self.examples[index] for index in batch]), strict=True)
             yield sum(len(self.examples[index].input_ids) for index in batch)
         rows = [columns[index] for index in indices]
@@ -331,16 +331,6 @@ def _running(counts: Any) -> numpy.ndarray:
 def _joined(parts: list[numpy.ndarray]) -> Tensor:
     joined = torch.from_numpy(numpy.concatenate(parts))
     return joined.view(torch.bfloat16) if joined.dtype == torch.int16 else joined
-
-
-def _passes(indices: list[int], examples: Sequence[Example]) -> list[list[int]]:
-    """Indices in ascending order of length, cut where a padded batch would exceed `PASS_TOKENS`."""
-    passes: list[list[int]] = [[]]
-    for index in indices:
-        if passes[-1] and (len(passes[-1]) + 1) * len(examples[index].input_ids) > PASS_TOKENS:
-            passes.append([])
-        passes[-1].append(index)
-    return passes
 
 
 def _values(table: Any, column: str, kind: str) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -56,18 +56,28 @@ def recall_of(
         raise InputError(
             "force_gate leaves recall, recall_floor and recall_ceiling nothing to turn; give one or the others"
         )
-    parts = [
-        _part(name, plain if value is None else value, rows, device)
-        for name, value, plain in (("recall", recall, 0), ("recall_floor", floor, 0), ("recall_ceiling", ceiling, 1))
-    ]
-    dial = Dial(*parts)
-    if bool(((dial.floor < 0) | (dial.ceiling > 1) | (dial.floor > dial.ceiling)).any()):
+    force = forced(force_gate, recall, floor, ceiling)
+    if force is not None:
+        return Recall(force)
+    dial = Dial(
+        *(
+            _part(name, plain if value is None else value, rows, device)
+            for name, value, plain in (
+                ("recall", recall, 0),
+                ("recall_floor", floor, 0),
+                ("recall_ceiling", ceiling, 1),
+            )
+        )
+    )
+    # Numbers are weighed as such: on a GPU, to look at a tensor is to wait for it, at every token.
+    given = [plain if value is None else value for value, plain in ((floor, 0), (ceiling, 1))]
+    low, high = given if all(isinstance(x, (int, float)) for x in given) else (dial.floor, dial.ceiling)
+    if _any(low < 0) or _any(high > 1) or _any(low > high):
         raise InputError(
             f"recall_floor and recall_ceiling must be 0 ≤ floor ≤ ceiling ≤ 1, got {_shown(floor, 0)} and "
             f"{_shown(ceiling, 1)}"
         )
-    force = forced(force_gate, recall, floor, ceiling)
-    return Recall(force, None if force is not None else dial)
+    return Recall(None, dial)
 
 
 def forced(
@@ -90,12 +100,16 @@ def _shown(value: float | Tensor | None, plain: float) -> object:
     return plain if value is None else value.tolist() if isinstance(value, Tensor) else value
 
 
+def _any(found: bool | Tensor) -> bool:
+    return bool(found.any()) if isinstance(found, Tensor) else found
+
+
 def _part(name: str, value: float | Tensor, rows: int, device: torch.device) -> Tensor:
     try:
         part = torch.as_tensor(value, dtype=torch.float32, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} must be a number, or a tensor of one a row, got {value!r}") from error
-    if bool(part.isnan().any()):
+    if math.isnan(value) if isinstance(value, (int, float)) else bool(part.isnan().any()):
         raise InputError(f"{name} must be a number, got {value!r}")
     if part.dim() == 0:
         return part
@@ -128,19 +142,20 @@ def mix(gate: nn.Module, relevance: RelevanceHead | None, memories: Pair, query:
     if relevance is None:
         return found
     assert wide is not None
-    other = is_other(relevance, judged_part(relevance, wide), dial)
+    other = is_other(relevance, wide, dial)
     most = found.gate.new_tensor(1.0) if dial is None else dial.ceiling
     return Mix(torch.where(other, interweave(base, tuned, most), found.memory), torch.where(other, most, found.gate))
 
 
-def judged_part(relevance: RelevanceHead | None, wide: Tensor) -> Tensor:
-    """The part of a pooled frozen query (..., F or d + F) that the head reads: all of it, or that of the last turn."""
-    return wide if relevance is None else wide[..., -relevance.weight.numel() :]
-
-
 def is_other(relevance: RelevanceHead, query: Tensor, dial: Dial | None) -> Tensor:
-    """Whether queries (..., d) are not the task's, (..., 1) bool."""
-    logit = relevance(query)
+    """Whether queries are not the task's, (..., 1) bool.
+
+    Args:
+        relevance: the head, which reads F values.
+        query: (..., F), or with others before these.
+        dial: shifts its logits.
+    """
+    logit = relevance(query[..., -relevance.weight.numel() :])
     return (logit if dial is None else logit + dial.shift) > 0
 
 
@@ -150,7 +165,7 @@ def sole_stream(gate: nn.Module, relevance: RelevanceHead | None, query: Tensor 
     None if there is no such constant. Exact: the head is sharp.
 
     Args:
-        query: (B, 1, F), frozen pooled queries and what the head reads besides.
+        query: (B, 1, F), what the head reads of the frozen pooled queries, or with others before these.
     """
     if recall.force is not None:
         return recall.force if recall.force in (0, 1) else None

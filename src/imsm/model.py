@@ -22,7 +22,7 @@ from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate
 from imsm.loss import answer_loss
-from imsm.mixing import Pair, Recall, judged_part, mix, recall_of, recalled, refuse_bank, sole_stream
+from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
 from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries, pooled
 from imsm.relevance import RelevanceHead
 from imsm.streams import Streams, nothing
@@ -396,8 +396,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             and cache.sole is None
             and cache.query is not None
         ):
-            assert cache.query[0] is not None
-            cache.drop(sole_stream(self.gate, self.relevance, judged_part(self.relevance, cache.query[0]), how))
+            cache.drop(sole_stream(self.gate, self.relevance, cache.query[0], how))
 
         logits, loss = output.logits, None
         if supervised is not None and targets is not None:

@@ -1,7 +1,8 @@
 """The relevance head: is a query the adapter's business, or the base model's?
 
-A linear map of the mean, over the query, of the frozen memory and of the frozen stream's hidden states at some depths. It stands in front of the gate, and its answer is sharp: a query
-that is not the task's gets the base model's memories alone, bit for bit.
+A linear map of the mean, over the query, of the frozen memory and of the frozen stream's hidden states at some depths. It
+stands in front of the gate, and its answer is sharp: a query that is not the task's gets the base model's memories alone,
+bit for bit.
 """
 
 from __future__ import annotations

@@ -112,6 +112,15 @@ class DepthTap:
         states = [self._states.pop(depth)[: memory.shape[0]].to(memory) for depth in self.depths]
         return torch.cat([memory, *states], dim=-1)
 
+    @contextmanager
+    def reading(self, on: bool = True) -> Iterator[None]:
+        """Within: it listens, unless `on` is false."""
+        self.listening = on
+        try:
+            yield
+        finally:
+            self.listening = False
+
     def remove(self) -> None:
         """Take the hooks off the layers."""
         for handle in self._handles:
@@ -181,14 +190,6 @@ class Streams(nn.Module):
         last = torch.full((len(ids), 1), ids.shape[1] - 1, device=memory.device)
         return Queries(mask.bool().to(memory.device), last).mean(self.widened(memory))
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        self.depth_tap.listening = True
-        try:
-            yield
-        finally:
-            self.depth_tap.listening = False
-
     def _view(self, name: str) -> Any:
         """The frozen or the shared view, made anew when adapters were added, chosen or switched off."""
         switch = self._switches[0] if self._switches else None
@@ -236,7 +237,7 @@ class Streams(nn.Module):
 
         Without dropout and gradients, whatever mode the model is in.
         """
-        with torch.no_grad(), self.tap.replacing(replace), self._listening():
+        with torch.no_grad(), self.tap.replacing(replace), self.depth_tap.reading():
             try:
                 model = self._view("frozen")
             except PatchedForwardError:
@@ -260,7 +261,7 @@ class Streams(nn.Module):
         `replace` maps the memories (2B, T, d), the frozen stream's first, to what the head is given.
         """
         model, inputs = self.prepared("shared", inputs, cache)
-        with self.tap.replacing(replace), self._listening():
+        with self.tap.replacing(replace), self.depth_tap.reading():
             return model(**inputs)
 
     def prepared(self, kind: str, inputs: dict[str, Any], cache: Cache | None) -> tuple[Any, dict[str, Any]]:

@@ -26,7 +26,7 @@ from imsm.samples import Sample
 from imsm.settings import DreamsConfig, TrainConfig
 from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
 from imsm.training.models import load_base
-from imsm.training.progress import BuildBar
+from imsm.training.progress import build_bar
 from imsm.training.run import join_processes, load_tokenizer, record, refuse_folder
 
 #: What of a run's settings an adoption has a use for, beside `model`, `output_dir`, `data` and `dreams`.
@@ -100,14 +100,16 @@ def adopt(
     set_seed(config.seed)
     base: Any = load_base(config)
     base.to(processes.device)
-    dreams = dreams_of(config, base, tokenizer, _bar(config, "dreams", "texts"))
+    dreams = dreams_of(config, base, tokenizer, build_bar(config, "dreams", "texts"))
     others = _others(config, base, tokenizer, dreams, held_out_dreams)
     began = time.monotonic()
     model = SiameseForCausalLM.from_base(
         base, source, gate=config.gate_name, gate_rank=config.gate_rank, gate_dropout=config.gate_dropout
     )
     model.config.base_revision = config.revision or model.config.base_revision
-    metrics = learn_from_dreams(config, model, tokenizer, records.examples, dreams, _bar(config, "adopt", "prompts"))
+    metrics = learn_from_dreams(
+        config, model, tokenizer, records.examples, dreams, build_bar(config, "adopt", "prompts")
+    )
     model.eval()
     metrics["seconds"] = round(dreams.seconds + time.monotonic() - began, 1)
     model.config.training = _record(config, adapter, records, metrics)
@@ -170,7 +172,7 @@ def _others(
         (config.seed + 1) % 2**32,
         prompt_tokens=config.dreams.prompt_tokens,
         answers=False,
-        report=_bar(config, "held-out dreams", "texts"),
+        report=build_bar(config, "held-out dreams", "texts"),
     )
     return [sample for sample in found if tuple(sample.prompt_ids) not in seen]
 
@@ -184,7 +186,3 @@ def _record(
     used = {name: value for name, value in found["settings"].items() if name in {"model", *SETTINGS, *dreams}}
     name = Path(adapter).resolve().name if Path(adapter).is_dir() else os.fspath(adapter)
     return {**found, "settings": {"adopted": name, **used}}
-
-
-def _bar(config: TrainConfig, label: str, unit: str) -> BuildBar | None:
-    return BuildBar(label, unit) if config.progress else None

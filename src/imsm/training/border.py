@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from imsm.data.batches import length_batches
 from imsm.model import SiameseForCausalLM
 from imsm.relevance import fit_relevance, usual_depths
 from imsm.turns import last_turn
 
-#: Tokens of a forward pass, padding included.
-PASS_TOKENS = 4096
 #: Share of the task's prompts that the fit does not see, and the border is drawn by.
 HELD_OUT = 0.25
 
@@ -90,7 +89,7 @@ def frozen_queries(
     device: Any = model.get_input_embeddings().weight.device
     found: dict[int, Tensor] = {}
     read = 0
-    for chosen in length_batches(prompts):
+    for chosen in length_batches([len(prompt) for prompt in prompts]):
         width = max(len(prompts[index]) for index in chosen)
         ids = torch.zeros(len(chosen), width, dtype=torch.long)
         attended = torch.zeros_like(ids)
@@ -104,15 +103,3 @@ def frozen_queries(
         if report is not None:
             report(read, len(prompts))
     return torch.stack([found[index] for index in range(len(prompts))])
-
-
-def length_batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, no more of them together than a pass takes."""
-    chosen: list[int] = []
-    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
-        if chosen and (len(chosen) + 1) * len(prompts[index]) > PASS_TOKENS:
-            yield chosen
-            chosen = []
-        chosen.append(index)
-    if chosen:
-        yield chosen

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from imsm.folders import write_text
+from imsm.settings import TrainConfig
 
 if TYPE_CHECKING:
     from imsm.training.trainer import RunTrainer
@@ -136,3 +138,8 @@ class LogFile(TrainerCallback):
             entry = {"step": state.global_step, **(kwargs.get("logs") or {})}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+
+
+def build_bar(config: TrainConfig, label: str, unit: str) -> BuildBar | None:
+    """A `BuildBar` where the run shows its progress: in one of its processes, unless it is told not to."""
+    return BuildBar(label, unit) if config.progress and PartialState().is_main_process else None

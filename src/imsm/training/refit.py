@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from imsm.data import AnswerCollator, Example
+from imsm.data.batches import length_batches
 from imsm.model import SiameseForCausalLM
 from imsm.query import IGNORE, answer_boundaries, pool_within
-from imsm.training.border import Report, length_batches
+from imsm.training.border import Report
 from imsm.training.divergence import kl_divergence
 
 
@@ -32,6 +33,10 @@ class Constants:
     tuned_query: Tensor
     targets: Tensor
     example: Tensor
+
+    def to(self, device: Any) -> Constants:
+        """The same on a device."""
+        return Constants(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def of(self, examples: Tensor) -> Constants:
         """Those of some of the examples."""
@@ -50,13 +55,13 @@ def constants(
     """Both streams' memories and pooled queries at the supervised positions; as in eval mode, on the CPU."""
     device: Any = model.get_input_embeddings().weight.device
     streams, rows, done = model.streams, [], 0
-    for chosen in length_batches([example.input_ids for example in examples]):
+    for chosen in length_batches([len(example.input_ids) for example in examples]):
         batch = {name: x.to(device) for name, x in collator([examples[index] for index in chosen]).items()}
         labels = batch.pop("labels")
         memories = []
         for run in (streams.frozen, streams.tuned):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                run({**batch, "use_cache": False}, None, lambda memory: memory[:, :0])
+                run({**batch, "use_cache": False}, None)
             memory, streams.tap.memory = streams.tap.memory, None
             assert memory is not None
             memories.append(memory)
@@ -118,7 +123,7 @@ def fit_gate(
     try:
         torch.manual_seed(seed)
         for step in range(steps):
-            own, *other = (Constants(*(x.to(device) for x in order.next().__dict__.values())) for order in orders)
+            own, *other = (order.next().to(device) for order in orders)
             loss = nn.functional.cross_entropy(logits(model, _mixed(model, own)).float(), own.targets)
             if other and weight:
                 with torch.no_grad():

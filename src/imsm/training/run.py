@@ -30,7 +30,7 @@ from imsm.training.banking import plan_bank
 from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
 from imsm.training.models import adapter_config, build_model, load_base, make_trainer
 from imsm.training.plain import AnswerLM
-from imsm.training.progress import BuildBar
+from imsm.training.progress import build_bar
 from imsm.training.retained import Replayed, base_texts, replay_count, texts_needed, with_replay
 
 SETTINGS = "settings.yaml"
@@ -115,7 +115,7 @@ def train(config: TrainConfig) -> TrainResult:
     trainer = make_trainer(config, model, collator, train_set, eval_set, samples)
     if bank is not None:
         label = f"memory bank: {len(bank)} examples, {bank.bytes / 1e6:.3g} MB"
-        bank.build(BuildBar(label, "tokens") if config.progress and processes.is_main_process else None)
+        bank.build(build_bar(config, label, "tokens"))
         trainer.train_dataset = bank
     last = trainer.last_checkpoint() if config.resume else None
     began = time.monotonic()
@@ -133,7 +133,7 @@ def train(config: TrainConfig) -> TrainResult:
         assert isinstance(model, SiameseForCausalLM)
         began = time.monotonic()
         own = [example for example in train_set.examples if not isinstance(example, Replayed)]
-        bar = BuildBar("dreams", "prompts") if config.progress and processes.is_main_process else None
+        bar = build_bar(config, "dreams", "prompts")
         metrics |= learn_from_dreams(config, model, tokenizer, own, dreams, bar)
         metrics["dreams_seconds"] = round(dreams.seconds + time.monotonic() - began, 1)
     if isinstance(model, SiameseForCausalLM):
@@ -159,7 +159,7 @@ def sampled_dreams(
     """
     base.to(processes.device)
     with processes.local_main_process_first():
-        bar = BuildBar("dreams", "texts") if config.progress and processes.is_main_process else None
+        bar = build_bar(config, "dreams", "texts")
         return dreams_of(config, base, tokenizer, bar)
 
 
@@ -180,7 +180,7 @@ def own_texts(
         return []
     base.to(processes.device)
     with processes.local_main_process_first():
-        bar = BuildBar("retain", "texts") if config.progress and processes.is_main_process else None
+        bar = build_bar(config, "retain", "texts")
         found = base_texts(config, base, tokenizer, count, bar)
     if processes.is_main_process:
         few = "" if len(found) == count else f", of {count} wanted: there are no more that differ"
