@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from zoo import tiny_chat
 
 # Tests run in one process a core; with models this small, more threads only wait for each other.
 torch.set_num_threads(1)
@@ -78,19 +80,18 @@ def tokenizer(with_template: Callable[[str], PreTrainedTokenizerBase]) -> PreTra
 def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
     """A tiny random chat model with the ChatML tokenizer, as a folder."""
     folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_chat(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A task: 24 sums."""
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    records = [{"input": f"{i} plus {i} is", "output": f" {2 * i}"} for i in range(24)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)

@@ -11,8 +11,8 @@ from conftest import CHATML, SPECIAL
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
-from zoo import disturb
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from zoo import disturb, tiny_chat
 
 from imsm.building import ADAPTER, ADAPTER_CONFIG
 from imsm.dreams import CHAT, PLAIN
@@ -59,20 +59,7 @@ def write_base(folder: Path) -> str:
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|eos|>", extra_special_tokens=SPECIAL[1:3]
     )
     tokenizer.chat_template = CHATML
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_chat(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

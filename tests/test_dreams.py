@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import CHATML, SPECIAL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from zoo import tiny_chat
 
 from imsm import InputError, dreams, samples
 from imsm.dreams import CHAT, LENGTHS, PLAIN, dream, finished, read_anchors
@@ -51,20 +52,7 @@ def words(plain_words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def model(plain_words: PreTrainedTokenizerFast) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(plain_words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=plain_words.pad_token_id,
-        eos_token_id=plain_words.eos_token_id,
-        bos_token_id=None,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    return tiny_chat(plain_words)
 
 
 HEAD, TAIL = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"

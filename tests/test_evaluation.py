@@ -16,7 +16,7 @@ import torch
 from oracle import Oracle, marked_queries, running_queries
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
-from zoo import METHODS, disturb
+from zoo import METHODS, disturb, tiny_chat
 
 import imsm_cli
 from imsm import InputError, SiameseForCausalLM
@@ -44,21 +44,10 @@ Logits = Callable[[list[int], int], Tensor]
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """Checkpoints of every kind on one base, and the tasks' data."""
     folder = tmp_path_factory.mktemp("evaluation")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        # So many ends that some answers are short.
-        eos_token_id=[tokenizer.eos_token_id, *range(100, 140)],
-    )
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(config)
+    # So many ends that some answers are short.
+    ends = [tokenizer.eos_token_id, *range(100, 140)]
+    base = tiny_chat(tokenizer, max_position_embeddings=128, eos_token_id=ends)
+    config = base.config
     with torch.no_grad():
         for parameter in base.parameters():
             if parameter.dim() > 1:

@@ -23,14 +23,6 @@ from imsm.training.run import adapter_config, steps
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.1}
 
 
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    records = [{"input": f"{i} plus {i} is", "output": f" {2 * i}"} for i in range(24)]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
-
-
 @pytest.fixture
 def settings(base_folder: str, data_file: str, tmp_path: Path) -> dict[str, Any]:
     return {

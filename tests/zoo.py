@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import peft
 import torch
@@ -77,6 +78,24 @@ def tiny_base(architecture: str, seed: int = 0) -> PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.normal_(std=0.02 if parameter is embedding else 3 / parameter.shape[-1] ** 0.5)
     return model
+
+
+def tiny_chat(tokenizer: Any, **changes: Any) -> PreTrainedModel:
+    """A random Llama for the vocabulary of a tokenizer, always the same."""
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    return AutoModelForCausalLM.from_config(transformers.LlamaConfig(**{**settings, **changes}))
 
 
 def _linears(base: nn.Module) -> list[str]:
