@@ -57,7 +57,7 @@ def evaluate(task: dict[str, Any]) -> dict[str, Any]:
     if task["tasks"] == [VALIDATION]:
         tasks = [replace(TASKS[task["target"]], name=VALIDATION, title="Validation", file="validation.jsonl", hub=None)]
     else:
-        tasks = find_tasks(task["tasks"])
+        tasks = [replace(one, limit=task["limits"].get(one.name, one.limit)) for one in find_tasks(task["tasks"])]
     candidate = open_candidate(task["spec"], base=task["model"], dtype="float32")
     run(
         candidate,

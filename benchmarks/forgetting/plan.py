@@ -50,6 +50,7 @@ class Plan:
     target: the task that is learnt, one of `TASKS`.
     reworded: the target with prompts that are not trained on.
     retained: what should stay. Tasks as `find_tasks` takes them, files by their whole path.
+    limit, limits: test records of a task at most, and of those that have a limit of their own, by name.
     """
 
     target: str
@@ -58,6 +59,7 @@ class Plan:
     training_records: int
     validation_records: int
     limit: int
+    limits: dict[str, int]
     train: dict[str, Any]
     methods: dict[str, Method]
 
@@ -76,6 +78,7 @@ class Plan:
             "training_records": self.training_records,
             "validation_records": self.validation_records,
             "limit": self.limit,
+            "limits": self.limits,
             "train": self.train,
         }
 
@@ -123,4 +126,5 @@ def read_plan(model: str, path: Path = PLAN) -> Plan:
         for group in ("reworded", "retained")
     }
     common = ("target", "training_records", "validation_records", "limit", "train")
-    return Plan(**{key: content[key] for key in common}, **tasks, methods=methods)
+    limits = content.get("limits", {})
+    return Plan(**{key: content[key] for key in common}, **tasks, limits=limits, methods=methods)

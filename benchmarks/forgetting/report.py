@@ -22,7 +22,7 @@ This page is made by `python -m benchmarks.forgetting report` from the records i
 
 Every method learns the same {training} Banking77 records (name one of 77 intents of a bank customer's message) in the same
 order for the same number of steps. Each has the same small search: its learning rates are tried with the first seed, and the
-one that scores best on {validation} validation records of the training file is used. The test records, up to {limit} a task, are
+one that scores best on {validation} validation records of the training file is used. The test records, up to {limit} a task{limits}, are
 looked at once, after that. This is a small model, one task and a short training: what holds here need not hold at 7 B, and
 what fails here need not fail there.
 
@@ -97,6 +97,7 @@ def text(by_model: dict[str, list[Group]]) -> str:
             training=f"{settings['training_records']:,}",
             validation=settings["validation_records"],
             limit=settings["limit"],
+            limits="".join(f" ({count} of {name})" for name, count in settings["limits"].items()),
         ),
         "![target against retained](forgetting.png)\n",
     ]

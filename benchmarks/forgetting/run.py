@@ -173,6 +173,7 @@ class Runner:
             data_root=str(root),
             output=str(output),
             limit=limit,
+            limits=self.plan.limits,
             batch_size=EVALUATION_BATCH,
         )
 
@@ -212,6 +213,7 @@ class Runner:
                 data_root=str(self.data_root),
                 output=str(output),
                 limit=self.plan.limit,
+                limits=self.plan.limits,
                 batch_size=EVALUATION_BATCH,
             )
         return output
