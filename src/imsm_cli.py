@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -25,6 +26,8 @@ VERBS = {
     "info": "say what a checkpoint is: base, method, gate, parameters, training",
 }
 
+#: What no option begins with, but a number below zero.
+NEGATIVE = re.compile(r"-(\d|\.\d|inf\b)", re.IGNORECASE)
 USAGE = "usage: imsm [--version] [--help] [--traceback] VERB …"
 
 
@@ -86,7 +89,18 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         print(f"imsm: unknown {kind} {verb!r}; {hint}", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f"imsm.cli.{verb.replace('-', '_')}").run(rest))
+    return int(importlib.import_module(f"imsm.cli.{verb.replace('-', '_')}").run(joined(rest)))
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a value such as -inf or -2,0 tied to its option, since argparse would take it for an option."""
+    found: list[str] = []
+    for argument in arguments:
+        if NEGATIVE.match(argument) and found and re.fullmatch(r"--[\w-]+", found[-1]):
+            found[-1] += f"={argument}"
+        else:
+            found.append(argument)
+    return found
 
 
 def _help() -> str:

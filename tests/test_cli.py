@@ -136,6 +136,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize(
+    ("given", "tied"),
+    [
+        (["--recall", "-inf", "hello"], ["--recall=-inf", "hello"]),
+        (["--recalls", "-2,-.5,0"], ["--recalls=-2,-.5,0"]),
+        (["--recall=-1", "--plain"], ["--recall=-1", "--plain"]),
+        (["-1 is less than 0", "--json", "-info"], ["-1 is less than 0", "--json", "-info"]),
+    ],
+)
+def test_numbers_below_zero_are_values_of_the_option_before_them(given: list[str], tied: list[str]) -> None:
+    assert imsm_cli.joined(given) == tied
+
+
+def test_generate_takes_the_dials_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert imsm_cli.main(["generate", "no/such/checkpoint", "--recall", "-inf", "hello"]) == 2
+    assert "no/such/checkpoint" in capsys.readouterr().err
+
+
 # -- imsm train ------------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,7 @@ def plan_file(tmp_path: Path) -> Path:
         "training_records": 8,
         "validation_records": 4,
         "limit": 4,
+        "limits": {"wiki": 2},
         "train": {"max_steps": 2, "batch_size": 4, "dtype": "float32"},
         "methods": {
             "lora": {
@@ -131,7 +132,7 @@ def test_run_is_continued_and_reported(
     assert list(lora.tasks) == ["banking77", "other", "webq", "wiki", "kept_webq", "kept_own"]
     assert len(lora.tasks["other"]["records"]) == 3 and len(lora.tasks["kept_own"]["records"]) == 2
     assert lora.settings["reworded"] == ["other"] and lora.settings["retained"][-1] == "kept_own"
-    assert len(lora.tasks["webq"]["records"]) == 4
+    assert len(lora.tasks["webq"]["records"]) == 4 and len(lora.tasks["wiki"]["records"]) == 2
     weighed = set(lora.balance["kept"]) | set(lora.balance["left_out"])
     assert weighed == {"webq", "wiki", "kept_webq", "kept_own"}  # the target in other words is not what is kept
 

@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a prompt instead of text")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts decoded together (default: 8)")
     add_sampling_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be a positive integer, got {args.batch_size}")
     texts = read_prompts(args)

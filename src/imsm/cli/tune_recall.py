@@ -96,21 +96,13 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         "--output", type=Path, default=Path("recall"), metavar="DIR", help="folder to write (default: recall)"
     )
     parser.add_argument("--write", action="store_true", help="make the value found the checkpoint's default")
-    args = parser.parse_args(joined(argv))
+    args = parser.parse_args(argv)
     for flag, value in {"--limit": args.limit, "--batch-size": args.batch_size}.items():
         if value < 1:
             raise InputError(f"{flag} must be a positive integer, got {value}")
     if args.data_root is not None and not args.retained:
         raise InputError("--data-root holds the files of --retained; name the tasks")
     return args
-
-
-def joined(argv: list[str]) -> list[str]:
-    """The arguments with --recalls and its value as one, since argparse takes a value such as -inf,0 for an option."""
-    if "--recalls" not in argv[:-1]:
-        return argv
-    place = argv.index("--recalls")
-    return [*argv[:place], f"--recalls={argv[place + 1]}", *argv[place + 2 :]]
 
 
 def read_recalls(text: str | None) -> list[float]:
