@@ -28,6 +28,7 @@ DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "trained": (("trained",), ("plain", "chat")),
     "moved": (("trained", "moved"), ("plain", "chat")),
     "usual": (USUAL, ("plain", "chat")),
+    "usual, short dreams": (USUAL, ("short-plain", "short-chat")),
     "usual, bare": ((*USUAL, "bare"), ("plain", "chat")),
     "usual, framed": ((*USUAL, "framed"), ("plain", "chat")),
     "usual, turned": ((*USUAL, "turned"), ("plain", "chat", "turned")),
@@ -35,7 +36,9 @@ DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 FEATURES = {"mean": ("mean",), "last": ("last",), "both": ("mean", "last")}
 DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
-DREAMS = (40, 120, 200, 270)
+DREAMS = (40, 120, 160, 200, 270)
+#: Prompts of the task in each dress, at most.
+PROMPTS = (40, 80, 160)
 PENALTIES = (0.001, 0.01, 0.03, 0.1, 1.0)
 
 
@@ -63,12 +66,14 @@ DEFAULT_RULE = "quarter"
 
 @dataclass(frozen=True)
 class Choice:
-    """How a head is made, as training does it unless told otherwise: keys of `DRESSES`, `FEATURES` and `DEPTHS`, the dreams at most, and the fit's penalty."""
+    """How a head is made, as training does it unless told otherwise: keys of `DRESSES`, `FEATURES` and `DEPTHS`, the dreams
+    and the task's prompts at most, and the fit's penalty."""
 
     dress: str
     pooling: str = "mean"
     layers: str = "all"
     dreams: int = 200
+    prompts: int = 160
     penalty: float = 0.03
 
 
@@ -142,6 +147,8 @@ def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
         add([replace(centre, dress=dress) for dress in bank.dresses()])
         add([replace(centre, pooling=pooling, layers=layers) for pooling in FEATURES for layers in DEPTHS])
         add([replace(centre, dreams=dreams, penalty=penalty) for dreams in DREAMS for penalty in PENALTIES])
+        shorter = [centre.dress, "usual, short dreams"]
+        add([replace(centre, dress=d, dreams=n, prompts=p) for d in shorter for n in DREAMS[1:4] for p in PROMPTS])
         centre = max(made, key=by(made))
     best = max(made, key=by(made))
     content: dict[str, Any] = {
@@ -201,7 +208,7 @@ def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], di
     """Each set's logits (N,), and where each rule draws the border."""
     tasks, dreams = bank.dressed(choice.dress)
     # Part of each set is not fitted to; fewer dreams are the first ones of each kind.
-    task, held_out = parted([bank.of("fit", name, choice) for name in tasks])
+    task, held_out = parted([bank.of("fit", name, choice)[: choice.prompts] for name in tasks])
     other, fresh = parted([bank.of("fit", name, choice) for name in dreams], choice.dreams // len(dreams))
     head = fit_relevance(task, other, held_out, penalty=choice.penalty)
     with torch.no_grad():

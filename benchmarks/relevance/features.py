@@ -37,6 +37,8 @@ POOLINGS = ("mean", "last")
 INDEX = "index.json"
 #: Conversations from a dream to the task, and from the task to a dream.
 CONVERSATIONS = 80
+#: Most tokens that are sampled for a dream, by what the set of them is called.
+LONGEST = {"": 48, "short-": 32}
 #: Tokens of a batch, padding counted.
 BATCH_TOKENS = 2048
 
@@ -104,14 +106,18 @@ def fitted(
     renderer = Renderer(tokenizer, add_eos=True)
     examples = [renderer.render(Pair(row["input"], row["output"]), line) for line, row in enumerate(rows, 1)]
     dressed = dresses(examples, tokenizer, kinds=tuple(KINDS))
-    samples = dream(model, tokenizer, dreams, answers=False, folder=folder)
+    samples = {
+        name: dream(model, tokenizer, dreams, prompt_tokens=longest, answers=False, folder=folder)
+        for name, longest in LONGEST.items()
+    }
     answered = dream(model, tokenizer, min(CONVERSATIONS, dreams), folder=folder)
     to_task, to_dream = turning(examples[:CONVERSATIONS], answered, tokenizer)
     found = {
         **{f"task-{kind}": [dress.prompt_ids for dress in dressed if dress.kind == kind] for kind in KINDS},
         "task-turned": to_task,
         **{
-            f"dreams-{kind}": [sample.prompt_ids for sample in samples if sample.kind == kind]
+            f"dreams-{name}{kind}": [sample.prompt_ids for sample in made if sample.kind == kind]
+            for name, made in samples.items()
             for kind in ("plain", "chat")
         },
         "dreams-turned": to_dream,

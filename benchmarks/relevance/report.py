@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.relevance.ablation import DEFAULT_RULE
 
 #: What tells one choice from another.
-KEYS = ("dress", "pooling", "layers", "dreams", "penalty")
+KEYS = ("dress", "pooling", "layers", "dreams", "prompts", "penalty")
 
 
 def text(content: dict[str, Any]) -> str:
@@ -38,6 +38,7 @@ def words(choice: dict[str, Any]) -> str:
     """A choice in a line."""
     return (
         f"fitted to {choice['dress']}; {choice['pooling']} of {choice['layers']}; {choice['dreams']} dreams; "
+        f"{choice['prompts']} prompts a dress; "
         f"penalty {choice['penalty']:g}"
     )
 
