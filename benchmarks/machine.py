@@ -94,6 +94,6 @@ def sentence(made: dict[str, Any]) -> str:
     device = where.get("gpu") or f"{where['processor']} ({', '.join(where['flags']) or where['architecture']})"
     packages = ", ".join(f"{name} {used[name]}" for name in used if name != "imsm")
     return (
-        f"Measured on {device}, {where['cores']} cores, {where['threads']} threads, {where['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Measured on {device}, {where['cores']} cores, {where['threads']} thread{'s' if where['threads'] > 1 else ''}, {where['memory_bytes'] / 2**30:.0f} GiB, "
         f"with {packages}, at commit {made['commit'][:12]}{'+' if made['commit'].endswith('+') else ''}."
     )

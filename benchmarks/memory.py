@@ -14,7 +14,7 @@ from benchmarks.measure import Round, peak_bytes, reset_peak
 from benchmarks.run import Cell, Options
 from benchmarks.systems import SYSTEMS, generate, load
 
-NAMES = tuple(SYSTEMS)
+NAMES = tuple(name for name, system in SYSTEMS.items() if system.query is None)
 
 
 def settings(options: Options) -> dict[str, Any]:

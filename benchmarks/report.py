@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import sentence
+from benchmarks.models import NAMES
 from benchmarks.pictures import picture
 from benchmarks.run import read
 from benchmarks.table import TITLES, tables, unmet
@@ -64,10 +66,10 @@ def text(records: list[dict[str, Any]]) -> str:
     for verb, question in VERBS.items():
         chosen = [record for record in records if record["benchmark"] == verb]
         if not chosen:
-            parts.append(f"## {verb}\n\n{question}\n\nNot measured yet: `{command(verb, [])}`\n")
+            parts.append(f"## {verb}\n\n{question}\n\nNot measured yet: `scripts/benchmark {verb}`\n")
             continue
         parts.append(
-            f"## {verb}\n\n{question}\n\n```bash\n{command(verb, chosen)}\n```\n\n![{verb}](benchmark-{verb}.png)\n"
+            f"## {verb}\n\n{question}\n\n```bash\n{commands(chosen)}\n```\n\n![{verb}](benchmark-{verb}.png)\n"
         )
         for record in chosen:
             parts.append(f"### {record['model']}\n\n{sentence(record)} {counted(record)}\n\n{facts(record)}")
@@ -75,19 +77,34 @@ def text(records: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def command(verb: str, records: list[dict[str, Any]]) -> str:
-    """What measures it, with the settings of the records."""
-    settings = [record["settings"] for record in records]
-    cells = [cell["setting"] for record in records for cell in record["cells"].values()]
-    sources = [("records", "--records", settings), ("new_tokens", "--new-tokens", settings)]
+def commands(records: list[dict[str, Any]]) -> str:
+    """What measures the records of a benchmark, a line for all models that were measured alike."""
+    models: dict[str, list[str]] = {}
+    for record in records:
+        name = next((name for name, title in NAMES.items() if title == record["model"]), record["model"])
+        models.setdefault(command(record), []).append(name)
+    return "\n".join(f"{line} --model {' '.join(sorted(names, reverse=True))}" for line, names in models.items())
+
+
+def command(record: dict[str, Any]) -> str:
+    """What measures a record, but for the model."""
+    verb, settings, machine = record["benchmark"], record["settings"], record["machine"]
+    cells = [cell["setting"] for cell in record["cells"].values()]
+    sources = [(key, f"--{key.replace('_', '-')}", [settings]) for key in ("records", "batch_size", "new_tokens")]
     if verb not in ("scaling", "limit"):  # whose cells are not a product of these
         shapes = (("epochs", "--epochs"), ("batch", "--batches"), ("prompt", "--lengths"), ("dtype", "--dtypes"))
         sources += [(key, flag, cells) for key, flag in shapes]
+    if verb == "scaling":
+        sources.append(("prompt", "--lengths", [cell for cell in cells if cell["sweep"] == "prompt"]))
     words = [f"scripts/benchmark {verb}"]
+    if machine["threads"] != machine["cores"]:
+        words.append(f"--threads {machine['threads']}")
+    if settings["systems"] != list(import_module(f"benchmarks.{verb}").NAMES):
+        words.append(f"--systems {' '.join(settings['systems'])}")
     for key, flag, found in sources:
         values = list(dict.fromkeys(str(setting[key]) for setting in found if key in setting))
         words += [f"{flag} {' '.join(values)}"] if values else []
-    if any(setting.get("data") == "cola" for setting in settings):
+    if settings.get("data") == "cola":
         words.append("--data-root DATA")
     return " ".join(words)
 

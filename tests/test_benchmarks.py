@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import data, limit, machine, measure, memory, pictures, report, systems, table, targets, train
+from benchmarks import data, decode, limit, machine, measure, memory, pictures, report, systems, table, targets, train
 from benchmarks.__main__ import main
 from benchmarks.run import Cell, Options, Record
 from imsm.errors import InputError
@@ -312,16 +312,23 @@ def test_medians_and_verdicts() -> None:
     assert [(v.target.bound, v.met) for v in ten if v.target.metric == "seconds"] == [(1.08, False)]
 
 
-def test_the_page_names_the_command() -> None:
+def test_the_page_names_the_commands() -> None:
     record = by_hand("train", {"epochs": 3}, training(90, 100))
-    record["settings"] |= {"records": 48, "data": "cola"}
+    record["settings"] |= {"records": 48, "batch_size": 8, "data": "cola", "systems": list(train.NAMES)}
     del record["settings"]["new_tokens"]
-    assert report.command("train", [record]) == "scripts/benchmark train --records 48 --epochs 3 --data-root DATA"
-    cells = [by_hand("decode", {"batch": b, "prompt": 64, "dtype": "float32"}, {}) for b in (1, 8)]
-    named = report.command("decode", cells)
-    assert named == "scripts/benchmark decode --new-tokens 8 --batches 1 8 --lengths 64 --dtypes float32"
-    assert report.command("limit", cells) == "scripts/benchmark limit --new-tokens 8"
-    assert report.command("memory", []) == "scripts/benchmark memory"
+    record["machine"]["threads"] = 2
+    plain = "scripts/benchmark train --records 48 --batch-size 8 --epochs 3 --data-root DATA"
+    assert report.command(record) == plain
+    ten = {**by_hand("train", {"epochs": 10}, training(90, 100)), "settings": record["settings"]}
+    ten["settings"] = {**record["settings"], "systems": ["sft", "bank"]}
+    assert report.command(ten) == plain.replace("train", "train --threads 1 --systems sft bank").replace("s 3", "s 10")
+    both = [{**record, "model": "SmolLM2-135M"}, {**record, "model": "Gemma-3-270M"}, ten]
+    assert report.commands(both) == f"{plain} --model smollm2 gemma3\n{report.command(ten)} --model Tiny"
+    cells = by_hand("decode", {"batch": 1, "prompt": 64, "dtype": "float32"}, {})
+    cells["cells"]["another"] = {"setting": {"batch": 8, "prompt": 64, "dtype": "float32"}}
+    cells["settings"]["systems"] = list(decode.NAMES)
+    named = "scripts/benchmark decode --threads 1 --new-tokens 8 --batches 1 8 --lengths 64 --dtypes float32"
+    assert report.command(cells) == named
 
 
 def test_a_cell_may_lack_a_system(tmp_path: Path) -> None:
@@ -378,7 +385,7 @@ def test_the_report_is_made_from_the_records(tmp_path: Path) -> None:
     assert "| the cell | 100.0 s | 80.0 s (0.80) | 85.0 s (0.85) |" in page
     assert "- train, Tiny, the cell: peak bytes of ours, with the bank is 1.070 ×" in page
     assert "| 1.070 | at most 1.05 | **not met** |" in page and "| 0.850 | at most 0.90 | met |" in page
-    assert "a processor (avx2), 2 cores, 1 threads, 8 GiB, with python 3.11, torch 2, at commit 0123456789ab." in page
+    assert "a processor (avx2), 2 cores, 1 thread, 8 GiB, with python 3.11, torch 2, at commit 0123456789ab." in page
     assert "Repetitions: 3." in page and "Not measured yet: `scripts/benchmark limit`" in page
     assert "ours, shared matmuls, compiled: ran uncompiled" in page and "two=shared 50.0%" in page
     pictures = {path.name for path in (tmp_path / "docs").glob("*.png")}
