@@ -35,6 +35,7 @@ LAYERS = (
     {"dispatch"},
     {"card"},
     {"checkpoint"},
+    {"task_folders"},
     {"model"},
     {"data", "generation", "loramoe"},
     {"memory_bank", "packing", "samples"},

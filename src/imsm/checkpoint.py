@@ -109,18 +109,23 @@ def write_task(model: SiameseForCausalLM, name: str, folder: Path) -> None:
     """Writes a task's adapter, gate, head and queries; its settings too, unless `folder` has the model's."""
     folder.mkdir(parents=True, exist_ok=True)
     part = model.part(name)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        # "auto" would ask the Hub whether the embeddings were resized; base weights are never saved here.
-        model.peft_model.save_pretrained(temporary, save_embedding_layers=False, selected_adapters=[name])
-        (written,) = Path(temporary).rglob(ADAPTER_CONFIG)
-        for file in (ADAPTER_CONFIG, ADAPTER):
-            os.replace(written.with_name(file), folder / file)
+    write_adapter(model, name, folder)
     for file, module in parts(part).items():
         save_part(module, folder / file)
     if part.queries is not None:
         save_file({"queries": part.queries}, folder / QUERIES, metadata={"format": "pt"})
     if folder.parent.name == TASKS:
         write_settings({**part.settings, **{key: getattr(model.config, key) for key in READS}}, folder)
+
+
+def write_adapter(model: SiameseForCausalLM, name: str, folder: Path) -> None:
+    """Writes peft's two files of one adapter right into a folder that is there, whatever peft calls it."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        # "auto" would ask the Hub whether the embeddings were resized; base weights are never saved here.
+        model.peft_model.save_pretrained(temporary, save_embedding_layers=False, selected_adapters=[name])
+        (written,) = Path(temporary).rglob(ADAPTER_CONFIG)
+        for file in (ADAPTER_CONFIG, ADAPTER):
+            os.replace(written.with_name(file), folder / file)
 
 
 def write_settings(settings: dict[str, Any], folder: Path) -> None:
