@@ -94,8 +94,11 @@ class TaskCalls(Tasks):
             recall = self.config.recall
         return forced(force, recall, given.get("recall_floor"), given.get("recall_ceiling"))
 
-    def _choose_by(self, given: dict[str, Any]) -> list[str | None]:
-        """The task of each row of a call's prompts, by a pass of the frozen stream over them.
+    def find_tasks(self, **given: Any) -> list[str | None]:
+        """The task that the query of each row goes to, None for the base model: one pass of the frozen stream.
+
+        Args:
+            given: `input_ids` (B, T), and of `forward`'s arguments those that say where a query is, or turn the mix.
 
         Raises:
             InputError: there are no tokens to read, or packed rows.
@@ -146,7 +149,7 @@ class TaskCalls(Tasks):
                 # Beams and sequences of a prompt are rows of it.
                 names = error.names[:: len(error.names) // len(inputs)]
         if names is None:
-            names = self._choose_by({**kwargs, "input_ids": inputs})
+            names = self.find_tasks(**{**kwargs, "input_ids": inputs})
         return self._by_groups(run, names, inputs, args, kwargs)
 
     def _piecewise(self, kwargs: dict[str, Any]) -> bool:
@@ -215,8 +218,8 @@ class TaskCalls(Tasks):
         reads_whole = isinstance(cache, TwinCache) and ids is not None and cache.prompt_length == ids.shape[1]
         if self._open and reads_whole and cache.settles and cache.base is not None:
             return forward(self, **given)  # which has the frozen memories before it needs an adapter
-        names = self._choose_by(
-            {**given, "prompt_length": given.get("prompt_length") or getattr(cache, "prompt_length", None)}
+        names = self.find_tasks(
+            **{**given, "prompt_length": given.get("prompt_length") or getattr(cache, "prompt_length", None)}
         )
         groups = grouped(names)
         caching = cache is not None or given.get("use_cache")
