@@ -60,7 +60,7 @@ def adapter(task: dict[str, Any]) -> dict[str, Any]:
     tokenizer = load_tokenizer(config)
     train_set = load_examples(config.data, tokenizer, split="train")
     set_seed(config.seed)
-    source = before if before and not wide else adapter_config(config.adapter, config.max_steps)
+    source: Any = before if before and not wide else adapter_config(config.adapter, config.max_steps)
     model = SiameseForCausalLM.from_base(load_base(config), source, gate="average")
     if before and wide:
         orthogonal.keep_before(model.peft_model, Path(before))
