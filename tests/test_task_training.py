@@ -290,3 +290,53 @@ def test_the_same_base_under_another_name(folder: Path, trained: list[Path], tmp
     edit(other, base_model="another/model")
     assert main(["task", "import", str(folder), str(other), "--as", "more", "--same-base"]) == 0
     assert said(folder, prompts("sums"), task="more") == said(folder, prompts("sums"), task="sums")
+
+
+# -- the other verbs -------------------------------------------------------------------------------------------------
+
+
+def test_generate_finds_the_task_or_takes_the_one_it_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [prompts("sums", 1)[0], prompts("words", 1)[0]]
+    common = ["generate", str(folder), *asked, "--plain", "--max-new-tokens", "4", "--json"]
+
+    def printed(*more: str) -> list[str]:
+        assert main([*common, *more]) == 0
+        return [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+
+    assert printed() == said(folder, asked) != printed("--task", "capitals")
+    assert printed("--task", "sums") == said(folder, asked, task="sums")
+    assert main([*common, "--task", "pink"]) == 2 and "there is no task 'pink'" in capsys.readouterr().err
+
+
+def test_tasks_are_evaluated_like_any_checkpoint(folder: Path, base_folder: str, tmp_path: Path) -> None:
+    """Answers, likelihoods of what the base says, and plain texts: whatever is asked of rows of several tasks at once."""
+    from imsm.evaluation.candidates import open_candidate
+    from imsm.evaluation.running import evaluate
+    from imsm.evaluation.task import Task
+
+    rows = [record for name in RECORDS for record in RECORDS[name][:3]]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps({**row, "text": row["input"]}) + "\n" for row in rows))
+    tasks = [
+        Task("answers", "A", "answer", "all.jsonl", ("exact_match",), max_new_tokens=4),
+        Task("kept", "K", "kept", "all.jsonl", ("identical",), reference=None, max_new_tokens=4),
+        Task("text", "T", "text", "all.jsonl", ("cross_entropy",), None, "{text}", reference=None),
+    ]
+    found = evaluate(
+        open_candidate(str(folder)), tasks, data_root=tmp_path, output=tmp_path / "out.json", progress=False
+    )
+    alone = said(folder, [row["input"] for row in rows])
+    assert [record.answer for record in found.tasks["answers"].records] == alone
+    assert all(len(task.records) == 9 for task in found.tasks.values())
+
+
+def test_what_is_for_one_task_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from imsm.evaluation.candidates import open_candidate
+
+    assert main(["export", str(folder), "--adapter-only", "--output", str(tmp_path / "x")]) == 2
+    assert "the adapters of several tasks, sums, capitals, words" in capsys.readouterr().err
+    with pytest.raises(InputError, match="@scale is for one adapter"):
+        open_candidate(f"{folder}@scale=0.5")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS["sums"][:4]))
+    tuned = ["tune-recall", str(folder), "--data", str(data), "--output", str(tmp_path / "recall")]
+    assert main(tuned) == 2 and "the dial is tuned for one task" in capsys.readouterr().err

@@ -155,9 +155,13 @@ def export_adapter(name: str | os.PathLike[str], folder: str | os.PathLike[str])
         folder: a new or empty folder.
 
     Raises:
-        InputError: there is no such checkpoint, or `folder` holds something.
+        InputError: there is no such checkpoint, it has several tasks, or `folder` holds something.
     """
-    source, _ = read_config(name, {})
+    source, config = read_config(name, {})
+    if len(config.tasks) > 1:
+        raise InputError(
+            f"{source} has the adapters of several tasks, {', '.join(config.tasks)}; imsm task export {source} NAME first"
+        )
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()):
         raise InputError(f"{target} is not empty; give a new folder to export into")
