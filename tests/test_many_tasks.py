@@ -20,7 +20,7 @@ from imsm import InputError, SiameseForCausalLM
 from imsm.mixing import Recall, weigh
 from imsm.relevance import RelevanceHead, fit_relevance
 from imsm.routing import STORED, fit_router, negatives, pick, store
-from imsm.training.border import frozen_queries
+from imsm.training.border import fit_border, frozen_queries
 
 #: Tokens of which each task's prompts are made, and those of no task's.
 WORDS = {"red": (1, 5), "green": (16, 20), "blue": (31, 35), None: (46, 52)}
@@ -343,6 +343,22 @@ def test_a_task_without_a_head_answers_only_by_its_name() -> None:
     model.set_relevance(RelevanceHead(64), [0])
     with pytest.raises(InputError, match="task 'blue' has no stored queries.*imsm adopt"):
         model.add_task("more", LoraConfig(r=4))
+
+
+def test_a_new_head_leaves_to_the_tasks_before_what_is_theirs() -> None:
+    nobodys = spoken(None, 120, 2)
+    # Each has a word of the other task: against dreams alone that other task would look like this one.
+    green = [[one[0], *other] for one, other in zip(spoken("red", 120, 1), spoken("green", 120, 1), strict=True)]
+    model = several(names=["red"])
+    model.add_task("green", METHODS["lora"](tiny_base("llama")))
+    border = fit_border(model, green, [], nobodys)
+    assert border.others_left is not None and border.others_left > 0.95 and border.dreams_kept > 0.95
+    assert model.rivals == ["red", "green"] and model.router is not None
+    first = tiny_siamese("llama", "lora")
+    assert fit_border(first, green, [], nobodys).others_left is None
+    red = model.part("red").queries
+    assert red is not None and first.relevance is not None
+    assert float((first.relevance(red) > 0).float().mean()) < 0.5
 
 
 def test_a_task_that_is_removed_leaves_the_others() -> None:
