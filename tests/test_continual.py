@@ -114,6 +114,7 @@ def test_run_is_continued_and_reported(
         assert {task: len(rows) for task, rows in record["records"].items()} == dict.fromkeys(record["tasks"], 4)
     assert found["all"]["training"][0]["steps"] == 6 and found["sequential"]["training"][2]["steps"] == 2
     assert found["imsm"]["cost"]["own"]["ratio"] > 0 and found["imsm"]["cost"]["tokens"][2] == 32
+    assert len(found["imsm"]["cost"]["finds"]) == 2
     checkpoint = work / name / "imsm" / "seed-0" / "2-banking" / "checkpoint"
     assert SiameseForCausalLM.from_pretrained(checkpoint).tasks == ["desks", "kinds", "banking"]
     assert main(["report", "--out", str(out)]) == 0

@@ -105,11 +105,11 @@ def cost(task: dict[str, Any]) -> dict[str, Any]:
     own = prompt(tokenizer, task["own"])
     other = prompt(tokenizer, task["other"])
     found: dict[str, Any] = {"tokens": [own.shape[1], other.shape[1], NEW_TOKENS]}
+    # Whom each goes to among all tasks, so that one can tell whether both models did the same.
+    found["finds"] = [models[1].model.find_tasks(input_ids=ids)[0] for ids in (own, other)]
     for kind, ids in (("own", own), ("other", other)):
         seconds: list[list[float]] = [[], []]
         asked = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
-        # Both must do the same: the task's adapter answers, or the base does.
-        found[f"{kind}_finds"] = [str(models[1].model.find_tasks(input_ids=ids)[0]), str(task["first"])]
         for turn in range(ROUNDS + 1):
             for place, candidate in enumerate(models):
                 began = time.perf_counter()

@@ -64,10 +64,13 @@ def matrix(record: dict[str, Any]) -> list[str]:
 def cost(record: dict[str, Any]) -> list[str]:
     """What a query costs with one task and with all."""
     found, tasks = record["cost"], len(record["tasks"])
-    lines = [f"| query | tokens | seconds, 1 task | {tasks} tasks | ratio |", "|---|---|---|---|---|"]
+    lines = [f"| query | goes to | tokens | seconds, 1 task | {tasks} tasks | ratio |", "|---" * 6 + "|"]
     for place, (kind, words) in enumerate((("own", "the first task's"), ("other", "no task's"))):
         seconds, tokens = found[kind], f"{found['tokens'][place]} + {found['tokens'][2]}"
-        lines.append(f"| {words} | {tokens} | {seconds['one']:.2f} | {seconds['all']:.2f} | {seconds['ratio']:.3f} |")
+        whose = found["finds"][place] or "base"
+        lines.append(
+            f"| {words} | {whose} | {tokens} | {seconds['one']:.2f} | {seconds['all']:.2f} | {seconds['ratio']:.3f} |"
+        )
     return lines
 
 

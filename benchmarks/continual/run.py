@@ -244,7 +244,7 @@ class Runner:
             name = self.plan.tasks[0]
             own = [json.loads(line)["input"] for line in (self.data / name / "test.jsonl").read_text().splitlines()]
             checkpoints = {"one": str(first / "checkpoint"), "all": str(last / "checkpoint")}
-            found = self.job("imsm, cost of a query", do="cost", first=name, own=own, other=[OTHER], **checkpoints)
+            found = self.job("imsm, cost of a query", do="cost", own=own, other=[OTHER], **checkpoints)
             write_text(made, json.dumps(found))
         return dict(json.loads(made.read_text(encoding="utf-8")))
 
