@@ -26,6 +26,7 @@ def commit() -> str:
             "benchmarks",
             "examples",
             ":!benchmarks/results",
+            ":!benchmarks/continual/results",
             ":!benchmarks/forgetting/results",
             ":!benchmarks/relevance/results",
         )

@@ -23,6 +23,7 @@ VERBS = {
     "export": "give a checkpoint's adapter back in peft's own format",
     "reproduce": "remake the paper's tables and figures for a model, ours beside the paper's",
     "data": "`data show FILE`: how records are rendered, tokenised and masked",
+    "task": "list, remove, rename, export and import a checkpoint's tasks",
     "info": "say what a checkpoint is: base, method, gate, parameters, training",
 }
 

@@ -168,7 +168,7 @@ def test_from_a_newer_version(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path / "model", format_version=99)
     with pytest.raises(
-        InputError, match=r"written by a newer imsm \(format 99, this one reads up to 2\); upgrade imsm"
+        InputError, match=r"written by a newer imsm \(format 99, this one reads up to 3\); upgrade imsm"
     ):
         SiameseForCausalLM.from_pretrained(tmp_path / "model")
 

@@ -6,22 +6,25 @@ What cannot work is found by running it, not by the names of architectures or PE
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from imsm.config import DEFAULT_TASK
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch
-from imsm.shared import layers_below
+from imsm.shared import layers_below, without_adapter
 from imsm.streams import HeadTap, Streams, output_head
 
 #: peft's own two files.
@@ -61,12 +64,15 @@ def load_base(
     return model, kwargs.get("revision") or getattr(model.config, "_commit_hash", None)
 
 
-def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str]) -> Streams:
+def attach_adapter(
+    base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str], name: str = DEFAULT_TASK
+) -> Streams:
     """Puts an adapter into `base` (in place), checks that both streams work, and finds out whether they share passes.
 
     Args:
         base: the plain base model.
         peft_config: a peft configuration, or the folder or Hub name of a trained adapter.
+        name: what peft is to call it.
 
     Raises:
         InputError: with the reason why base and adapter cannot make a siamese model.
@@ -77,19 +83,20 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
         folder = fetch_adapter(peft_config)
         peft_config = read_adapter_config(folder)
     refuse_settings(peft_config, loaded=folder is not None)
+    refuse_name(name, peft_config)
     own = {id(parameter) for parameter in base.parameters()}
     reference = None if _on_meta(base) else _reference_memory(base)
     was_training = base.training
     if folder is not None:
         # peft refuses to load these for training; their prompt is made trainable below.
-        peft_model = load_adapter(base, folder, trainable=not peft_config.is_prompt_learning)
+        peft_model = load_adapter(base, folder, trainable=not peft_config.is_prompt_learning, name=name)
     else:
         with _refusals(base):
-            peft_model = get_peft_model(base, peft_config)  # type: ignore[assignment]
+            peft_model = get_peft_model(base, peft_config, adapter_name=name)  # type: ignore[assignment]
     if not isinstance(peft_model, PeftModel):
         raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
     if folder is not None:
-        refuse_other_tensors(peft_model, folder)
+        refuse_other_tensors(peft_model, folder, name)
         if peft_config.is_prompt_learning:
             for parameter in peft_model.parameters():
                 parameter.requires_grad_(id(parameter) not in own)
@@ -105,7 +112,91 @@ def attach_adapter(base: PreTrainedModel, peft_config: PeftConfig | str | os.Pat
     return streams
 
 
-def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
+def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[str], name: str) -> None:
+    """Puts a further adapter beside those that are there, and checks it alike. It is the active one then, and alone learns.
+
+    Args:
+        streams: whose adapters are left as they are, and learn no more.
+        peft_config: a peft configuration, or the folder or Hub name of a trained adapter.
+        name: what peft is to call it.
+
+    Raises:
+        InputError: with the reason why it cannot be put there; it is not there then.
+    """
+    peft_model: Any = streams.peft_model
+    folder = None
+    if isinstance(peft_config, (str, os.PathLike)):
+        folder = fetch_adapter(peft_config)
+        peft_config = read_adapter_config(folder)
+    refuse_settings(peft_config, loaded=folder is not None)
+    refuse_name(name, peft_config, list(peft_model.peft_config))
+    if streams.prefix_length or peft_config.is_prompt_learning:
+        raise InputError(
+            f"a model of several tasks needs adapters in its layers, got {getattr(peft_config.peft_type, 'value', '')}; "
+            "use LoRA or the like for every task"
+        )
+    own = {id(parameter) for parameter in peft_model.parameters()}
+    before, learning = peft_model.active_adapter, [p for p in peft_model.parameters() if p.requires_grad]
+    was_training, once, why = streams.training, streams.once, streams.why_two
+    streams.eval()
+    reference = None
+    if not _on_meta(streams.base):
+        streams.frozen(_probe_inputs(streams.base), None)
+        reference = streams.tap.memory
+    try:
+        with _refusals(streams.base), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            if folder is not None:
+                peft_model.load_adapter(os.fspath(folder), name, is_trainable=True)
+            else:
+                peft_model.add_adapter(name, peft_config)
+            peft_model.set_adapter(name)
+        for parameter in peft_model.parameters():
+            parameter.requires_grad_(id(parameter) not in own and parameter.is_floating_point())
+        streams.adapters_changed()
+        if folder is not None:
+            refuse_other_tensors(peft_model, folder, name)
+        head = streams.base.get_output_embeddings()
+        if any(id(parameter) not in own for parameter in head.parameters()):
+            raise InputError(
+                "the adapter changes the output head, which all tasks share; leave it out of target_modules"
+            )
+        if reference is not None:
+            _probe(streams, own, reference)
+    except InputError:
+        if name in peft_model.peft_config:
+            peft_model.set_adapter(before)
+            peft_model.delete_adapter(name)
+        if (bare := without_adapter(streams.base.get_output_embeddings())) is not None:
+            streams.base.set_output_embeddings(bare)
+        for parameter in peft_model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        streams.adapters_changed()
+        streams.once, streams.why_two = once, why
+        raise
+    finally:
+        streams.train(was_training)
+
+
+def refuse_name(name: str, config: PeftConfig, taken: Sequence[str] = ()) -> None:
+    """Raises `InputError` for what cannot be the name of a task: of its folder, and of its adapter in peft."""
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)
+        or hasattr(nn.ModuleDict, name)
+    ):
+        raise InputError(f"a task's name must be letters, digits, - and _, and no word of torch's, got {name!r}")
+    if name in taken:
+        raise InputError(f"there is a task {name!r} already; give another name, or remove that one first")
+    kind: Any = config.peft_type
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(kind) or ""
+    if name in prefix:
+        raise InputError(f"a task's name must not be a part of {prefix!r}, by which peft finds weights, got {name!r}")
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False, name: str = DEFAULT_TASK) -> PeftModel:
     """`base` with the adapter of a folder put into it, in place.
 
     Raises:
@@ -114,7 +205,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     with _refusals(base), warnings.catch_warnings():
         # peft only warns of missing tensors; `refuse_other_tensors` looks itself.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(base, os.fspath(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(base, os.fspath(folder), name, is_trainable=trainable)
 
 
 @contextmanager
@@ -162,14 +253,14 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {first_line(error)}") from error
 
 
-def refuse_other_tensors(peft_model: PeftModel, folder: Path) -> None:
+def refuse_other_tensors(peft_model: PeftModel, folder: Path, name: str = DEFAULT_TASK) -> None:
     """Raises `InputError` if the adapter's file lacks tensors that the model has, or the other way round."""
     try:
         with safe_open(folder / ADAPTER, framework="pt") as file:
             saved = set(file.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / ADAPTER} is damaged: {first_line(error)}") from error
-    own = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    own = set(get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False))
     if saved != own:
         example = sorted(saved ^ own)[0]
         raise InputError(

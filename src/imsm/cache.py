@@ -33,6 +33,7 @@ class TwinCache(Cache):
         query: pooled query (q̄, q̄') of that answer, each (B, 1, d), once its prompt has been read.
         settles: a stream that an answer does not need may be left out of it; nothing follows the answer.
         sole: the constant that the mix of that answer is, 1 or 0, if it is one.
+        task: whose adapter filled it, in a model of several tasks.
     """
 
     #: Set by `generate` on a cache that it was given.
@@ -49,6 +50,7 @@ class TwinCache(Cache):
         self.query: tuple[Tensor | None, Tensor | None] | None = None
         self.settles = False
         self.sole: float | None = None
+        self.task: str | None = None
         self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
         self._rows: int | None = None
 
@@ -191,6 +193,7 @@ class TwinCache(Cache):
         for part in self.parts:
             part.reset()
         self.seen, self.running, self._last, self._rows = 0, None, None, None
+        self.task = None
         self.begin_answer(None)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

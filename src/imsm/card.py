@@ -48,6 +48,7 @@ def render(model: SiameseForCausalLM) -> str:
                 "adapter": method,
                 "gate": f"{config.gate}, rank {config.gate_rank}",
                 "relevance head": "in front of the gate" if config.relevance else "none",
+                **({"tasks": ", ".join(model.tasks)} if len(model.tasks) > 1 else {}),
                 "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
             }
         ),

@@ -5,11 +5,16 @@ adapter_config.json         peft's own two files, so that peft alone can load th
 adapter_model.safetensors
 gate.safetensors            the gate's weights, float32
 relevance.safetensors       those of the relevance head, if there is one
+queries.safetensors         the task's stored queries, float16, if it has a head
+tasks/NAME/                 of several tasks every one but the first: the files above, task.json in the place of config.json
+router.safetensors          which of several tasks a query goes to
 generation_config.json, README.md
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 import tempfile
@@ -19,19 +24,27 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from imsm import building, card
 from imsm.building import ADAPTER, ADAPTER_CONFIG
-from imsm.config import FORMAT_VERSION, SiameseConfig
+from imsm.config import FORMAT_VERSION, ONE_TASK, SiameseConfig
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch, staged
+from imsm.gates import build_gate
+from imsm.relevance import RelevanceHead
+from imsm.routing import Router
+from imsm.tasks import OWN, Task
 
 if TYPE_CHECKING:
     from imsm.model import SiameseForCausalLM
 
 CONFIG, GATE, RELEVANCE = "config.json", "gate.safetensors", "relevance.safetensors"
+#: Of a task's stored queries; of several tasks; of the folder of those but the first, and their settings.
+QUERIES, ROUTER, TASKS, TASK = "queries.safetensors", "router.safetensors", "tasks", "task.json"
+#: What every task's settings hold as the model's do.
+READS = ("relevance_depths", "relevance_turn")
 #: Of another kind of checkpoint, see `imsm.loramoe`.
 LORAMOE = "loramoe_config.json"
 REQUIRED = (CONFIG, ADAPTER_CONFIG, ADAPTER, GATE)
@@ -51,28 +64,87 @@ def save(
     """Writes the checkpoint folder. `kwargs` beyond these are what transformers passes along; only a push uses them.
 
     Raises:
-        InputError: `folder` is a file, or the model has more than one adapter.
+        InputError: `folder` is a file, or the model has adapters that are no tasks.
     """
-    if len(model.peft_model.peft_config) != 1:
+    adapters = list(model.peft_model.peft_config)
+    if sorted(adapters) != sorted(model.tasks):
         raise InputError(
-            f"a checkpoint holds one adapter, the model has {len(model.peft_model.peft_config)}: "
-            f"{', '.join(model.peft_model.peft_config)}; delete all but the active one"
+            f"a checkpoint holds one adapter, the model has {len(adapters)}: {', '.join(adapters)}; delete all but the "
+            f"active one"
+            if len(model.tasks) == 1
+            else f"a checkpoint holds an adapter for each of the tasks {', '.join(model.tasks)}, the model has "
+            f"{', '.join(adapters)}; add and remove them by add_task and remove_task"
         )
     if is_main_process:
         with staged(Path(folder)) as stage:
-            # "auto" would ask the Hub whether the embeddings were resized; base weights are never saved here.
-            model.peft_model.save_pretrained(os.fspath(stage), save_embedding_layers=False)
-            for extra in (path for path in stage.iterdir() if path.name not in REQUIRED):
-                shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
-            for file, part in parts(model).items():
-                state = {name: tensor.detach().contiguous().cpu() for name, tensor in part.state_dict().items()}
-                save_file(state, stage / file, metadata={"format": "pt"})
+            for place, name in enumerate(model.tasks):
+                write_task(model, name, stage / TASKS / name if place else stage)
+            if model.router is not None:
+                save_part(model.router, stage / ROUTER)
             model.config.architectures = [type(model).__name__]
-            model.config.save_pretrained(stage)
+            root_config(model).save_pretrained(stage)
             model.generation_config.save_pretrained(stage)
             (stage / "README.md").write_text(card.render(model), encoding="utf-8")
+            made = {path.name for path in stage.iterdir()}
+        drop_stale(Path(folder), made)
     if push_to_hub:
         push(model, repo_id or Path(folder).name, **kwargs)
+
+
+def root_config(model: SiameseForCausalLM) -> SiameseConfig:
+    """The model's config as the folder has it, with the first task's settings."""
+    config: SiameseConfig = copy.deepcopy(model.config)
+    for key, value in model.part(model.tasks[0]).settings.items():
+        setattr(config, key, value)
+    return numbered(config)
+
+
+def numbered(config: SiameseConfig) -> SiameseConfig:
+    """The config with the layout's version that its tasks need."""
+    config.format_version = min(config.format_version, ONE_TASK) if len(config.tasks) == 1 else FORMAT_VERSION
+    return config
+
+
+def write_task(model: SiameseForCausalLM, name: str, folder: Path) -> None:
+    """Writes a task's adapter, gate, head and queries; its settings too, unless `folder` has the model's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = model.part(name)
+    write_adapter(model, name, folder)
+    for file, module in parts(part).items():
+        save_part(module, folder / file)
+    if part.queries is not None:
+        save_file({"queries": part.queries}, folder / QUERIES, metadata={"format": "pt"})
+    if folder.parent.name == TASKS:
+        write_settings({**part.settings, **{key: getattr(model.config, key) for key in READS}}, folder)
+
+
+def write_adapter(model: SiameseForCausalLM, name: str, folder: Path) -> None:
+    """Writes peft's two files of one adapter right into a folder that is there, whatever peft calls it."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        # "auto" would ask the Hub whether the embeddings were resized; base weights are never saved here.
+        model.peft_model.save_pretrained(temporary, save_embedding_layers=False, selected_adapters=[name])
+        (written,) = Path(temporary).rglob(ADAPTER_CONFIG)
+        for file in (ADAPTER_CONFIG, ADAPTER):
+            os.replace(written.with_name(file), folder / file)
+
+
+def write_settings(settings: dict[str, Any], folder: Path) -> None:
+    """Writes the settings of a task that is not the first."""
+    (folder / TASK).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_part(part: nn.Module, path: Path) -> None:
+    """Writes a module's weights."""
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in part.state_dict().items()}
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def drop_stale(folder: Path, made: set[str]) -> None:
+    """Takes away what a save of several tasks, or of one with a head, left in a folder and one that `made` less did not."""
+    for name in {RELEVANCE, QUERIES, ROUTER} - made:
+        (folder / name).unlink(missing_ok=True)
+    if TASKS not in made:
+        shutil.rmtree(folder / TASKS, ignore_errors=True)
 
 
 def export_adapter(name: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
@@ -83,9 +155,13 @@ def export_adapter(name: str | os.PathLike[str], folder: str | os.PathLike[str])
         folder: a new or empty folder.
 
     Raises:
-        InputError: there is no such checkpoint, or `folder` holds something.
+        InputError: there is no such checkpoint, it has several tasks, or `folder` holds something.
     """
-    source, _ = read_config(name, {})
+    source, config = read_config(name, {})
+    if len(config.tasks) > 1:
+        raise InputError(
+            f"{source} has the adapters of several tasks, {', '.join(config.tasks)}; imsm task export {source} NAME first"
+        )
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()):
         raise InputError(f"{target} is not empty; give a new folder to export into")
@@ -107,9 +183,9 @@ def write_recall(folder: Path, recall: float) -> None:
         config.save_pretrained(stage)
 
 
-def parts(model: SiameseForCausalLM) -> dict[str, nn.Module]:
-    """What a model has beside base and adapter, by the file that it is kept in."""
-    return {GATE: model.gate} | ({RELEVANCE: model.relevance} if model.relevance is not None else {})
+def parts(task: Task | SiameseForCausalLM) -> dict[str, nn.Module]:
+    """What a task has beside base and adapter, by the file that it is kept in."""
+    return {GATE: task.gate} | ({RELEVANCE: task.relevance} if task.relevance is not None else {})
 
 
 def push(
@@ -139,7 +215,12 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
     Raises:
         InputError: the folder is missing or incomplete, of another kind, or written by a newer version.
     """
-    folder = fetch(name, (*REQUIRED, RELEVANCE, "generation_config.json", LORAMOE), "checkpoint", hub)
+    folder = fetch(
+        name,
+        (*REQUIRED, RELEVANCE, QUERIES, ROUTER, f"{TASKS}/*", "generation_config.json", LORAMOE),
+        "checkpoint",
+        hub,
+    )
     missing = [file for file in REQUIRED if not (folder / file).is_file()]
     if missing:
         raise InputError(
@@ -199,9 +280,20 @@ def load(
         kwargs |= {key: value for key, value in hub.items() if key != "revision"}
     base_model, _ = building.load_base(base, {key: value for key, value in kwargs.items() if value is not None})
     refuse_other_base(config, base_model, folder)
-    model = cls(config, building.attach_adapter(base_model, folder))
+    first, *further = config.tasks
+    config.tasks = [first]
+    model = cls(config, building.attach_adapter(base_model, folder, first))
     for file, part in parts(model).items():
         load_part(part, folder / file)
+    model.queries = read_queries(folder)
+    for name in further:
+        model.place_task(name, folder / TASKS / name, read_task(folder / TASKS / name, config))
+    if further:
+        model.activate(first)
+        if len(model.rivals) > 1:
+            model.router = Router(config.relevance, len(model.rivals))
+            load_part(model.router, folder / ROUTER)
+            model.router.to(next(model.get_output_embeddings().parameters()).device)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = os.fspath(name)
@@ -221,8 +313,55 @@ def refuse_other_base(config: SiameseConfig, base: PreTrainedModel, folder: Path
             )
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a task that is not the first.
+
+    Raises:
+        InputError: they are missing or damaged.
+    """
+    try:
+        values = json.loads((folder / TASK).read_text(encoding="utf-8"))
+        return {key: values[key] for key in (*OWN, *READS)}
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not a complete task of a siamese checkpoint: {TASK} missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / TASK} cannot be read: {first_line(error)}") from error
+
+
+def read_task(folder: Path, config: SiameseConfig) -> Task:
+    """What a task that is not the first has beside its adapter.
+
+    Raises:
+        InputError: the folder is incomplete, damaged, or does not go with the model's config.
+    """
+    settings = read_settings(folder)
+    if other := [key for key in READS if settings.pop(key) != getattr(config, key)]:
+        raise InputError(f"{folder / TASK} does not go with {CONFIG}: it has another {' and '.join(other)}")
+    gate = build_gate(settings["gate"], config.hidden_size, settings["gate_rank"], settings["gate_dropout"])
+    head = RelevanceHead(settings["relevance"]) if settings["relevance"] else None
+    task = Task(gate, head, read_queries(folder), settings)
+    for file, part in parts(task).items():
+        load_part(part, folder / file)
+    return task
+
+
+def read_queries(folder: Path) -> Tensor | None:
+    """A task's stored queries, (N, F) float16; None if there are none, as of old.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / QUERIES
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)["queries"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+
+
 def load_part(part: nn.Module, path: Path) -> None:
-    """Reads the weights of gate or relevance head.
+    """Reads the weights of gate, relevance head or router.
 
     Raises:
         InputError: the file is missing, damaged or does not fit.

@@ -8,7 +8,11 @@ from typing import Any
 from transformers import PretrainedConfig
 
 #: Raised with every change of the checkpoint folder that an older `imsm` could not read.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+#: What a folder of one task is: the same as before there could be several.
+ONE_TASK = 2
+#: The adapter's name, and the task's, unless it is given another.
+DEFAULT_TASK = "default"
 
 
 class SiameseConfig(PretrainedConfig):
@@ -28,6 +32,8 @@ class SiameseConfig(PretrainedConfig):
         relevance_depths: layers, from 0, behind which the head reads the frozen stream besides its memory.
         relevance_turn: tokens that open a user's turn; of several turns the head reads the last alone.
         recall: where the dial stands in inference unless a call says otherwise; 0 is the mix as trained.
+        tasks: names of the tasks, in the order in which they were learnt. Gate, head and training are the first one's in a
+            folder, and the active one's in memory.
         format_version: version of the checkpoint folder's layout.
         training: what the model was trained on and how, for the model card and `imsm info`.
     """
@@ -49,7 +55,8 @@ class SiameseConfig(PretrainedConfig):
         relevance_depths: Sequence[int] = (),
         relevance_turn: Sequence[int] = (),
         recall: float = 0.0,
-        format_version: int = FORMAT_VERSION,
+        tasks: Sequence[str] = (DEFAULT_TASK,),
+        format_version: int = ONE_TASK,
         training: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -66,6 +73,14 @@ class SiameseConfig(PretrainedConfig):
         self.relevance_depths = list(relevance_depths)
         self.relevance_turn = list(relevance_turn)
         self.recall = recall
+        self.tasks = list(tasks)
         self.format_version = format_version
         self.training = training or {}
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the base class; a single task of the usual name goes without saying."""
+        values: dict[str, Any] = super().to_dict()
+        if values.get("tasks") == [DEFAULT_TASK]:
+            del values["tasks"]
+        return values

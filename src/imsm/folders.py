@@ -41,8 +41,8 @@ def write_text(path: Path, text: str) -> None:
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` whose files are moved into it at the end; nothing is moved on an error.
 
-    A new folder appears in one rename. In an existing one files are replaced one by one, `config.json` last, since a
-    folder without it counts as incomplete.
+    A new folder appears in one rename. In an existing one files, and folders whole, are replaced one by one, `config.json`
+    last, since a folder without it counts as incomplete.
 
     Raises:
         InputError: `folder` is a file.
@@ -58,6 +58,8 @@ def staged(folder: Path) -> Iterator[Path]:
             stage.rename(folder)
             return
         for path in sorted(stage.iterdir(), key=lambda path: path.name == "config.json"):
+            if path.is_dir() and (folder / path.name).is_dir():
+                os.replace(folder / path.name, stage / f".{path.name}-before")
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from transformers.utils import ModelOutput
 from imsm import checkpoint
 from imsm.building import attach_adapter, base_shape, enable_checkpointing, load_base
 from imsm.cache import TwinCache
-from imsm.config import SiameseConfig
+from imsm.config import DEFAULT_TASK, SiameseConfig
 from imsm.decoding import TwinGenerationMixin, twin_cache
+from imsm.dispatch import TaskCalls, by_task
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate
 from imsm.loss import answer_loss
@@ -48,7 +49,7 @@ class SiameseOutput(ModelOutput):
     tuned_memory: Tensor | None = None
 
 
-class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
+class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
     """A causal language model that keeps both minds: the base model's and the adapter's (paper: "Methodology").
 
     Build it with `from_base`, load it with `from_pretrained`. `peft_model` and `gate` are its two parts;
@@ -81,6 +82,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         if config.relevance:
             self.relevance = RelevanceHead(config.relevance)
             streams.read_depths(config.relevance_depths)
+        self.parked, self.router = nn.ModuleDict(), None
         for part in filter(None, (self.gate, self.relevance)):
             part.to(next(head.parameters()).device)
         self.generation_config = copy.deepcopy(self.base.generation_config)
@@ -97,6 +99,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         gate: str = "query_aware",
         gate_rank: int = 8,
         gate_dropout: float = 0.1,
+        task: str = DEFAULT_TASK,
         **base_kwargs: Any,
     ) -> SiameseForCausalLM:
         """A siamese model on `base`, whose weights are held once and stay as they are.
@@ -107,6 +110,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             gate: a key of `imsm.GATES`.
             gate_rank: rank r of the gate's two maps.
             gate_dropout: dropout after each of them, in training.
+            task: the task's name; `add_task` adds others.
             base_kwargs: given to `AutoModelForCausalLM.from_pretrained` when `base` is a name or folder.
 
         Raises:
@@ -120,9 +124,10 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             gate=gate,
             gate_rank=gate_rank,
             gate_dropout=gate_dropout,
+            tasks=[task],
         )
         build_gate(gate, config.hidden_size, gate_rank, gate_dropout)  # refuse before the base is touched
-        return cls(config, attach_adapter(model, peft_config))
+        return cls(config, attach_adapter(model, peft_config, task))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -174,22 +179,6 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         """The base model (the adapter's layers, if any, sit inside it)."""
         return self.streams.base
 
-    def set_relevance(self, head: RelevanceHead | None, depths: Sequence[int] = (), opener: Sequence[int] = ()) -> None:
-        """Puts a relevance head in front of the gate; None takes it away.
-
-        Args:
-            head: the head.
-            depths: layers, from 0, behind which it reads the frozen stream besides the memory.
-            opener: tokens that open a user's turn; of several turns it reads the last alone.
-
-        Raises:
-            InputError: there are no such layers.
-        """
-        self.streams.read_depths(depths if head is not None else ())
-        self.relevance = None if head is None else head.to(next(self.get_output_embeddings().parameters()).device)
-        self.config.relevance = 0 if head is None else head.weight.numel()
-        self.config.relevance_depths, self.config.relevance_turn = list(self.streams.depth_tap.depths), list(opener)
-
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
 
@@ -217,6 +206,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
+    @by_task
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -239,6 +229,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         base_memory: Tensor | None = None,
         base_query: Tensor | None = None,
+        task: str | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SiameseOutput | tuple[Any, ...]:
@@ -267,6 +258,8 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             base_memory: (N, d), the frozen memories of the supervised positions, row by row; with labels only. The
                 frozen stream is not run then.
             base_query: (N, d), their frozen pooled queries, for gates that use the query.
+            task: of several tasks the one that is asked. Otherwise each row's query finds its own (without a boundary, all
+                of the row is the query for that); a cache that you step by hand is for rows of one task.
 
         Raises:
             InputError: inputs that contradict each other.
@@ -381,6 +374,7 @@ class SiameseForCausalLM(PreTrainedModel, TwinGenerationMixin):
             assert queries is not None and cache is not None
             widened = self.streams.widened(base)
             judged = queries.mean(widened) if turn is None else turn
+            self.settle_task(judged, how, cache)
             cache.sole = sole_stream(self.gate, self.relevance, judged, how)
             if cache.sole is not None:
                 how = Recall(cache.sole)

@@ -143,17 +143,23 @@ class Streams(nn.Module):
         self.peft_model = peft_model
         self.tap = HeadTap(output_head(self.base))
         self.depth_tap = DepthTap(self.base, ())
-        self._switches = [
-            module for module in peft_model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-        ]
+        self.adapters_changed()
         parameters = inspect.signature(self.base.forward).parameters
         self._accepts_positions = "position_ids" in parameters
         #: Pure state-space models name their cache otherwise.
         self.cache_name = "past_key_values" if "past_key_values" in parameters else "cache_params"
         self.once: int | None = None
         self.why_two = "it was not tried"
-        #: Views and the adapters' state that they were made for; in a dict, so that they are no submodules.
-        self._views: dict[str, Any] = {}
+        #: Views, the shared ones by adapter, and the state that they were made for; in a dict, so that they are no submodules.
+        self._views: dict[Any, Any] = {}
+
+    def adapters_changed(self) -> None:
+        """To be called when adapters were added or taken away, which may put modules where there were none."""
+        self._switches = [
+            module
+            for module in self.peft_model.modules()
+            if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        ]
 
     @property
     def base(self) -> Any:
@@ -191,7 +197,7 @@ class Streams(nn.Module):
         return Queries(mask.bool().to(memory.device), last).mean(self.widened(memory))
 
     def _view(self, name: str) -> Any:
-        """The frozen or the shared view, made anew when adapters were added, chosen or switched off."""
+        """The frozen or the shared view, made anew when adapters were added or switched off."""
         switch = self._switches[0] if self._switches else None
         if getattr(switch, "merged", False):
             raise InputError(
@@ -200,7 +206,6 @@ class Streams(nn.Module):
             )
         state = (
             tuple(self.peft_model.peft_config),
-            tuple(self.peft_model.active_adapters),
             getattr(switch, "_disable_adapters", False),
             self.base.config._attn_implementation,
             self.once or 0,
@@ -210,10 +215,18 @@ class Streams(nn.Module):
             if self.once:
                 # An adapter added since the proof may reach further down.
                 self.once = min(self.once, layers_below(self.base))
-        if name not in self._views:
+        key = name if name == "frozen" else (name, *self.peft_model.active_adapters)
+        if key not in self._views:
             base = self.base
-            self._views[name] = frozen_view(base) if name == "frozen" else shared_view(base, self.once or 0)
-        return self._views[name]
+            self._views[key] = frozen_view(base) if name == "frozen" else shared_view(base, self.once or 0)
+        return self._views[key]
+
+    def choose(self, name: str) -> None:
+        """From now on the tuned stream has the adapter of that name. Unlike peft's `set_adapter` it leaves alone what learns."""
+        learning = [parameter for parameter in self.peft_model.parameters() if parameter.requires_grad]
+        self.peft_model.set_adapter(name, inference_mode=True)
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
     @contextmanager
     def _adapter_off(self) -> Iterator[None]:

@@ -41,6 +41,11 @@ def last_turns(ids: Tensor, inside: Tensor, opener: Sequence[int]) -> tuple[Tens
     opens = (ids.unfold(1, size, 1) == torch.tensor(list(opener), device=ids.device)).all(dim=-1)
     if not bool(((opens & inside[:, : opens.shape[1]]).sum(dim=1) > 1).any()):
         return None
+    return sole_turns(ids, inside, opener)
+
+
+def sole_turns(ids: Tensor, inside: Tensor, opener: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """`last_turn` of every row, whether that changes anything or not. Arguments and result as of `last_turns`."""
     rows = [last_turn(row[kept].tolist(), opener) for row, kept in zip(ids, inside, strict=True)]
     width = max(map(len, rows))
     cut, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))

@@ -39,6 +39,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
     parser.add_argument("--seed", type=int, default=None, help="seed of sampling")
+    parser.add_argument("--task", metavar="NAME", help="have this task answer (default: each prompt finds its own)")
     parser.add_argument(
         "--recall",
         type=float,
@@ -75,9 +76,10 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
         from transformers import set_seed
 
         set_seed(args.seed)
+    chosen = {} if args.task is None else {"task": args.task}
     if args.temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **chosen}
+    return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0, **chosen}
 
 
 def dial(args: argparse.Namespace) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from imsm.building import ADAPTER, read_adapter_config
-from imsm.checkpoint import GATE, read_config
+from imsm.checkpoint import GATE, TASKS, read_config
 
 
 def run(argv: list[str]) -> int:
@@ -52,15 +52,21 @@ def describe(name: str) -> dict[str, Any]:
         "method": str(getattr(adapter.peft_type, "value", adapter.peft_type)),
         "gate": f"{config.gate}, rank {config.gate_rank}, dropout {config.gate_dropout}",
         "relevance head": "in front of the gate" if config.relevance else "none",
+        **({"tasks": ", ".join(config.tasks)} if len(config.tasks) > 1 else {}),
         "recall dial": f"{config.recall:g}",
         "parameters": {
             "adapter": f"{parameters(folder / ADAPTER):,}",
             "gate": f"{parameters(folder / GATE):,}",
         },
-        "size": f"{sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) / 1e6:.1f} MB without the base",
+        "size": f"{sum(f.stat().st_size for f in files(folder)) / 1e6:.1f} MB without the base",
         "format": config.format_version,
         **{f"trained: {key}": value for key, value in config.training.items()},
     }
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of a checkpoint, without those of subfolders that are no tasks."""
+    return [path for path in (*folder.iterdir(), *folder.glob(f"{TASKS}/*/*")) if path.is_file()]
 
 
 def parameters(path: Path) -> int:

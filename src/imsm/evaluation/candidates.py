@@ -127,6 +127,10 @@ def open_candidate(
         candidate.generate_kwargs["recall"] = dials["recall"]
     if "scale" in dials:
         model = candidate.model
+        if isinstance(model, SiameseForCausalLM) and len(model.tasks) > 1:
+            raise InputError(
+                f"@scale is for one adapter, and {name} has several tasks; imsm task export one of them first"
+            )
         with candidate.base_pass() as frozen:
             base_logits = sample_logits(frozen.model, **frozen.kwargs)
         adapted = model.peft_model if isinstance(model, SiameseForCausalLM) else model

@@ -104,8 +104,13 @@ def along_the_dial(
         progress: show it on standard error.
 
     Raises:
-        InputError: there are no records or values, a value is no number, or the target is never met.
+        InputError: there are no records or values, a value is no number, the target is never met, or the model has several
+            tasks.
     """
+    if len(model.tasks) > 1:
+        raise InputError(
+            f"the dial is tuned for one task, the model has {', '.join(model.tasks)}; imsm task export one of them first"
+        )
     if not recalls or any(math.isnan(recall) for recall in recalls):
         raise InputError(f"the dial needs at least one value, each a number, inf or -inf, got {list(recalls)}")
     if not retained or not all(len(records) for _, records in (target, *retained)):

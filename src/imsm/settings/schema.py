@@ -142,6 +142,9 @@ class TrainConfig:
             With method loramoe peft_type is LORAMOE, and the settings are those of imsm.loramoe.LoRAMoEConfig.
         retain: What is done beside the method to keep what the base model knows.
         dreams: How a siamese model learns what is not its task.
+        continue_from: A checkpoint that this run adds a task to, as a folder or Hub name; its tasks stay as they are. The new
+            folder holds them all.
+        task: Name of the task that is learnt, needed with continue_from; null is default.
         gate: How the two memories are mixed: query_aware, token, average, tuned, residual, projected or query_blended; auto
             is query_aware, or tuned (the adapter alone answers the task) with dreams in two phases.
         gate_rank: Rank of the gate's low-rank map.
@@ -191,6 +194,8 @@ class TrainConfig:
     )
     retain: RetainConfig = field(default_factory=RetainConfig)
     dreams: DreamsConfig = field(default_factory=DreamsConfig)
+    continue_from: str | None = None
+    task: str | None = None
     gate: str = "auto"
     gate_rank: int = 8
     gate_dropout: float = 0.1
@@ -247,6 +252,8 @@ class TrainConfig:
         if self.memory_bank == "on" and (self.method != "imsm" or self.two_phases):
             what = f"method: {self.method} has" if self.method != "imsm" else "the first of dreams' two phases runs"
             raise InputError(f"memory_bank is on, but {what} no frozen stream; leave one of them out")
+        for name in ("continue_from", "task"):
+            _require(getattr(self, name) != "", name, "a text that is not empty, or null", "")
         _require(self.memory_bank_dir != "", "memory_bank_dir", "a folder or null", "")
         self.adapter = _plain({"peft_type": "LORA", **self.adapter}, "adapter")
         self._refuse_combinations()
@@ -296,6 +303,17 @@ class TrainConfig:
             )
         if self.method != "imsm" and self.dreams not in (DreamsConfig(), DreamsConfig(mode="off")):
             raise InputError(f"dreams are for method: imsm, got method: {self.method}; leave one of them out")
+        if self.method != "imsm" and (self.continue_from is not None or self.task is not None):
+            raise InputError(
+                f"continue_from and task are for method: imsm, got method: {self.method}; leave one of them out"
+            )
+        if self.continue_from is not None and (self.task is None or not self.dreaming):
+            needs = (
+                "a name for the new task: give task"
+                if self.task is None
+                else "dreams, to tell tasks apart: leave them on"
+            )
+            raise InputError(f"continue_from needs {needs}")
         kind = self.retain.kind
         unused = self._unused_retain()
         if unused:

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from imsm.building import ADAPTER, ADAPTER_CONFIG, fetch_adapter
+from imsm.config import DEFAULT_TASK
 from imsm.data import Example, ExampleSet, load_examples
 from imsm.dreams import dream
 from imsm.errors import InputError
@@ -34,6 +35,7 @@ SETTINGS = (
     "revision",
     "trust_remote_code",
     "dtype",
+    "task",
     "gate",
     "gate_rank",
     "gate_dropout",
@@ -104,7 +106,12 @@ def adopt(
     others = _others(config, base, tokenizer, dreams, held_out_dreams)
     began = time.monotonic()
     model = SiameseForCausalLM.from_base(
-        base, source, gate=config.gate_name, gate_rank=config.gate_rank, gate_dropout=config.gate_dropout
+        base,
+        source,
+        gate=config.gate_name,
+        gate_rank=config.gate_rank,
+        gate_dropout=config.gate_dropout,
+        task=config.task or DEFAULT_TASK,
     )
     model.config.base_revision = config.revision or model.config.base_revision
     metrics = learn_from_dreams(
@@ -127,6 +134,10 @@ def _refuse_settings(config: TrainConfig) -> None:
         raise InputError(
             "an adapter is adopted by dreams, after its training: method: imsm, dreams.mode: on and dreams.phases: two, got "
             f"method: {config.method}, dreams.mode: {config.dreams.mode} and dreams.phases: {config.dreams.phases}"
+        )
+    if config.continue_from is not None:
+        raise InputError(
+            "an adapter is adopted by itself; leave out continue_from, and add what comes of it: imsm task import"
         )
     if config.resume:
         raise InputError("an adoption cannot be resumed; leave out resume")

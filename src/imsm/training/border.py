@@ -12,6 +12,7 @@ from torch import Tensor
 from imsm.data.batches import length_batches
 from imsm.model import SiameseForCausalLM
 from imsm.relevance import fit_relevance, usual_depths
+from imsm.routing import negatives
 from imsm.turns import last_turn
 
 #: Share of the task's prompts that the fit does not see, and the border is drawn by.
@@ -26,10 +27,12 @@ class Border:
 
     false_recall: share of the task's held-out prompts, as they are in the training data, that go to the base model.
     dreams_kept: share of the dreams that go to the base model.
+    others_left: share of the other tasks' stored queries that it leaves to them; None if there are none.
     """
 
     false_recall: float
     dreams_kept: float
+    others_left: float | None = None
 
 
 def fit_border(
@@ -43,7 +46,9 @@ def fit_border(
     bf16: bool = False,
     report: Report | None = None,
 ) -> Border:
-    """Gives the model a relevance head.
+    """Gives the model's active task a relevance head and a store of its queries.
+
+    What other tasks have stored counts as not this one's, beside the dreams, and all of it as much as they do at most.
 
     Args:
         model: the siamese model; only its frozen stream is run.
@@ -65,13 +70,20 @@ def fit_border(
     own, other_words, other = found.split([len(prompts), len(dressed), len(dreams)])
     kept, held = _divided(own)
     kept_dressed, held_dressed = _divided(other_words)
+    rivals = negatives(model.others, len(other))
     head = fit_relevance(
-        torch.cat([kept, kept_dressed]), other, torch.cat([held, held_dressed]), false_recall=false_recall
+        torch.cat([kept, kept_dressed]),
+        other if rivals is None else torch.cat([other, rivals]),
+        torch.cat([held, held_dressed]),
+        false_recall=false_recall,
     )
-    border = Border(
-        false_recall=float((head(held) > 0).float().mean()), dreams_kept=float((head(other) > 0).float().mean())
-    )
+
+    def left(queries: Tensor) -> float:
+        return float((head(queries) > 0).float().mean())
+
+    border = Border(left(held), left(other), None if rivals is None else left(torch.cat(model.others).float()))
     model.set_relevance(head, depths, opener)
+    model.set_queries(torch.cat([own, other_words]))
     return border
 
 

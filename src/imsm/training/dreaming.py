@@ -111,4 +111,5 @@ def learn_from_dreams(
         bf16=config.bf16,
         report=report,
     )
-    return found | {"false_recall": border.false_recall, "dreams_kept": border.dreams_kept}
+    found |= {"false_recall": border.false_recall, "dreams_kept": border.dreams_kept}
+    return found if border.others_left is None else found | {"others_left": border.others_left}

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from imsm import building, loramoe
+from imsm.config import DEFAULT_TASK
 from imsm.data import AnswerCollator, ExampleSet
 from imsm.errors import InputError, first_line
 from imsm.folders import staged
@@ -99,14 +100,15 @@ def build_model(
         _learn_in_float32(config, base, "CorDA changes base weights")
         corda = CordaAdapter(base, adapter, samples[: config.retain.samples])
         return _checkpointing(config, base, AnswerLM(corda.model, base, corda.save))
-    model = SiameseForCausalLM.from_base(
-        base,
-        adapter,
-        gate=config.gate_name if config.method == "imsm" else "average",
-        gate_rank=config.gate_rank,
-        gate_dropout=config.gate_dropout,
-    )
-    model.config.base_revision = config.revision or model.config.base_revision
+    gate: dict[str, Any] = {"gate_rank": config.gate_rank, "gate_dropout": config.gate_dropout}
+    gate["gate"] = config.gate_name if config.method == "imsm" else "average"
+    if config.continue_from is not None:
+        assert config.task is not None
+        model = SiameseForCausalLM.from_pretrained(config.continue_from, base=base)
+        model.add_task(config.task, adapter, **gate)
+    else:
+        model = SiameseForCausalLM.from_base(base, adapter, task=config.task or DEFAULT_TASK, **gate)
+        model.config.base_revision = config.revision or model.config.base_revision
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import sys
 import time
@@ -18,7 +19,8 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from imsm import checkpoint
+from imsm import checkpoint, task_folders
+from imsm.building import read_adapter_config, refuse_name
 from imsm.data import AnswerCollator, ExampleSet, load_examples
 from imsm.errors import InputError, first_line
 from imsm.folders import staged, write_text
@@ -77,6 +79,8 @@ def train(config: TrainConfig) -> TrainResult:
     folder = Path(config.output_dir)
     processes = join_processes()
     refuse_folder(folder, config)
+    if config.continue_from is not None:
+        refuse_continuation(config)
     tokenizer = load_tokenizer(config)
     train_set = load_examples(config.data, tokenizer, split="train")
     eval_set = load_examples(config.data, tokenizer, split="eval") if config.data.eval else None
@@ -137,6 +141,7 @@ def train(config: TrainConfig) -> TrainResult:
         metrics |= learn_from_dreams(config, model, tokenizer, own, dreams, bar)
         metrics["dreams_seconds"] = round(dreams.seconds + time.monotonic() - began, 1)
     if isinstance(model, SiameseForCausalLM):
+        model.task = None
         model.config.training = record(config, train_set, metrics)
     if trainer.is_world_process_zero():
         if isinstance(model, SiameseForCausalLM) and config.method == "imsm":
@@ -211,6 +216,22 @@ def refuse_folder(folder: Path, config: TrainConfig) -> None:
         )
 
 
+def refuse_continuation(config: TrainConfig) -> None:
+    """Raises `InputError` if a task cannot be added to `continue_from`; before anything is sampled or trained."""
+    assert config.continue_from is not None and config.task is not None
+    source, its, found = task_folders.entries(config.continue_from)
+    if Path(config.output_dir).resolve() == source.resolve():
+        raise InputError(
+            f"output_dir {config.output_dir} is the checkpoint to continue from, which stays as it is; give another"
+        )
+    same = (its.base_model, os.path.realpath(its.base_model or ""))
+    if its.base_model and config.model not in same and os.path.realpath(config.model) not in same:
+        raise InputError(f"model must be the base of {source}, {its.base_model!r}, got {config.model!r}")
+    refuse_name(config.task, read_adapter_config(found[0].folder), [entry.name for entry in found])
+    for entry in found:
+        entry.refuse_unfinished()
+
+
 def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token.
 
@@ -246,7 +267,7 @@ def record(config: TrainConfig, train_set: ExampleSet, metrics: dict[str, float]
     settings = asdict(config)
     data = settings.pop("data")
     groups = {name: settings.pop(name) for name in ("adapter", "retain", "dreams")}
-    for key in ("output_dir", "resume", "progress", "tensorboard", "memory_bank_dir"):
+    for key in ("continue_from", "output_dir", "resume", "progress", "tensorboard", "memory_bank_dir"):
         settings.pop(key)
     replayed = sum(isinstance(example, Replayed) for example in train_set.examples)
     return {

@@ -1,0 +1,168 @@
+"""Checkpoints of several tasks: what is saved and loaded again, and what is done to their folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_many_tasks import NAMES, OWNERS, PROMPTS, alone, generate, several
+from zoo import tiny_base
+
+from imsm import InputError, SiameseConfig, SiameseForCausalLM
+
+
+def load(folder: Path) -> SiameseForCausalLM:
+    return SiameseForCausalLM.from_pretrained(folder, base=tiny_base("llama"))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+TASK = {"adapter_config.json", "adapter_model.safetensors", "gate.safetensors", "queries.safetensors"}
+TASK |= {"relevance.safetensors"}
+ONE = {*TASK, "README.md", "config.json", "generation_config.json"}
+ALL = {
+    *ONE,
+    "router.safetensors",
+    *(f"tasks/{name}/{file}" for name in NAMES[1:] for file in (*TASK, "task.json")),
+}
+
+
+@pytest.mark.parametrize("gate", ["query_aware", "tuned"])
+def test_round_trip(tmp_path: Path, gate: str) -> None:
+    model = several(gate)
+    model.activate("green")  # whichever is active, the first task lies where a single one does
+    model.config.training = {"results": {"loss": 0.5}}
+    model.save_pretrained(tmp_path / "model")
+    assert files(tmp_path / "model") == ALL
+    loaded = load(tmp_path / "model")
+    assert loaded.tasks == NAMES and loaded.active == "red" and loaded.task is None and not loaded.training
+    model.activate("red")
+    before, after = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in NAMES:
+        one, other = model.part(name), loaded.part(name)
+        assert one.settings == other.settings
+        assert one.queries is not None and other.queries is not None and torch.equal(one.queries, other.queries)
+        ids = torch.tensor([PROMPTS[OWNERS.index(name)]])
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, loaded(ids).logits)
+    assert generate(loaded, PROMPTS) == generate(model, PROMPTS)
+    assert loaded.part("green").settings["training"] == {"results": {"loss": 0.5}}
+    assert "red, green, blue" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_one_task_of_a_name_is_a_folder_as_ever(tmp_path: Path) -> None:
+    model = several(names=["red"])
+    model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert files(tmp_path / "model") == ONE and config["format_version"] == 2 and config["tasks"] == ["red"]
+    assert generate(load(tmp_path / "model"), PROMPTS) == generate(model, PROMPTS)
+    assert "tasks" not in SiameseConfig(hidden_size=8).to_dict()
+
+
+def test_an_older_imsm_refuses_several(tmp_path: Path) -> None:
+    several(names=["red", "green"]).save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["format_version"] == 3
+
+
+def test_a_checkpoint_without_a_store_can_be_read_but_not_added_to(tmp_path: Path) -> None:
+    model = several(names=["red"])
+    said = generate(model, PROMPTS)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/queries.safetensors").unlink()
+    loaded = load(tmp_path / "model")
+    assert generate(loaded, PROMPTS) == said
+    with pytest.raises(InputError, match="task 'red' has no stored queries.*imsm adopt ADAPTER"):
+        loaded.add_task("green", several(names=["green"]).peft_model.peft_config["green"])
+
+
+def test_fewer_tasks_leave_nothing_of_those_before(tmp_path: Path) -> None:
+    model = several()
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/notes.txt").write_text("mine")
+    model.remove_task("red")
+    model.save_pretrained(tmp_path / "model")
+    assert files(tmp_path / "model") == {*(f for f in ALL if "green" not in f), "notes.txt"}
+    assert generate(load(tmp_path / "model"), PROMPTS) == generate(model, PROMPTS)
+    model.remove_task("green")
+    model.save_pretrained(tmp_path / "model")
+    assert files(tmp_path / "model") == {*ONE, "notes.txt"}
+    assert generate(load(tmp_path / "model"), PROMPTS) == generate(model, PROMPTS)
+
+
+def test_a_task_that_is_being_learnt_is_saved_too(tmp_path: Path) -> None:
+    model = several(names=["red", "green"])
+    model.add_task("blue", model.peft_model.peft_config["green"])
+    model.save_pretrained(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.tasks == NAMES and loaded.rivals == ["red", "green"]
+    learning = {name for name, p in loaded.named_parameters() if p.requires_grad}
+    assert learning and all(".blue." in name for name in learning)
+
+
+def test_the_newest_goes_on_learning(tmp_path: Path) -> None:
+    several().save_pretrained(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    loaded.task = "blue"
+    ids = torch.tensor([PROMPTS[2]])
+    loaded.train()(ids, labels=ids).loss.backward()
+    learnt = {name for name, p in loaded.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert any("lora_A.blue" in name for name in learnt) and "gate.down.weight" in learnt
+    assert not any("red" in name or "green" in name for name in learnt)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("router.safetensors", "router.safetensors missing"),
+        ("tasks/green/task.json", "task.json missing"),
+        ("tasks/green/gate.safetensors", "gate.safetensors missing"),
+        ("tasks/green/relevance.safetensors", "relevance.safetensors missing"),
+        ("tasks/green/adapter_config.json", "adapter_config.json is missing"),
+        ("tasks/green", "task.json missing"),
+    ],
+)
+def test_incomplete(tmp_path: Path, file: str, message: str) -> None:
+    several(names=["red", "green"]).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / file
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "model")
+
+
+def test_damaged(tmp_path: Path) -> None:
+    several(names=["red", "green"]).save_pretrained(tmp_path / "model")
+    folder = tmp_path / "model/tasks/green"
+    good = (folder / "task.json").read_text()
+    (folder / "task.json").write_text("{")
+    with pytest.raises(InputError, match=r"task\.json cannot be read"):
+        load(tmp_path / "model")
+    (folder / "task.json").write_text(json.dumps({**json.loads(good), "relevance_depths": [1]}))
+    with pytest.raises(InputError, match=r"does not go with config\.json: it has another relevance_depths"):
+        load(tmp_path / "model")
+    (folder / "task.json").write_text(good)
+    (folder / "queries.safetensors").write_bytes(b"\x00" * 30)
+    with pytest.raises(InputError, match=r"queries\.safetensors is damaged"):
+        load(tmp_path / "model")
+
+
+def test_stores_hold_half_precision_vectors_alone(tmp_path: Path) -> None:
+    several().save_pretrained(tmp_path / "model")
+    held = load_file(tmp_path / "model/tasks/green/queries.safetensors")
+    assert set(held) == {"queries"} and held["queries"].dtype == torch.float16 and held["queries"].shape == (120, 64)
+
+
+def test_what_is_saved_is_what_one_task_saves(tmp_path: Path) -> None:
+    model = several()
+    model.save_pretrained(tmp_path / "model")
+    alone(model, "green").save_pretrained(tmp_path / "green")
+    for file in ("adapter_model.safetensors", "gate.safetensors", "relevance.safetensors"):
+        ours, theirs = load_file(tmp_path / "model/tasks/green" / file), load_file(tmp_path / "green" / file)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
