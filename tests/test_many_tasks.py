@@ -17,7 +17,7 @@ from transformers import CompileConfig
 from zoo import METHODS, disturb, tiny_base, tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM
-from imsm.mixing import Recall, weigh
+from imsm.mixing import Recall
 from imsm.relevance import RelevanceHead, fit_relevance
 from imsm.routing import STORED, fit_router, negatives, pick, store
 from imsm.training.border import fit_border, frozen_queries
@@ -413,36 +413,6 @@ def test_heads_of_all_tasks_read_the_same() -> None:
 
 
 # -- the parts -------------------------------------------------------------------------------------------------------
-
-
-def test_one_claim_weighs_as_a_gate_does() -> None:
-    logits = torch.randn(1, 5, 7) * 4
-    found = weigh(logits, torch.ones(1, 1, 1, dtype=torch.bool))
-    assert torch.equal(found[0], torch.sigmoid(logits[0])) and torch.equal(found[1], 1 - torch.sigmoid(logits[0]))
-    three = torch.cat([torch.randn(1, 5, 7), logits, torch.randn(1, 5, 7)])
-    claims = torch.tensor([False, True, False])[:, None, None]
-    assert torch.equal(weigh(three, claims)[[0, 2]], found)
-    assert not weigh(three, claims)[[1, 3]].any()
-
-
-def test_several_claims_share_by_a_softmax() -> None:
-    logits = torch.randn(3, 40)
-    claims = torch.tensor([True, False, True])[:, None]
-    found = weigh(logits, claims)
-    odds = torch.stack([torch.ones(40), torch.exp(-logits[0]), torch.zeros(40), torch.exp(-logits[2])])
-    assert_same(found, odds / odds.sum(dim=0))
-    assert (found[2] == 0).all()
-    assert torch.equal(weigh(logits, torch.zeros(3, 1, dtype=torch.bool))[0], torch.ones(40))
-
-
-def test_adapters_alone_share_alike() -> None:
-    """Gates that give the base no weight at all have logits of −∞."""
-    logits = torch.full((3, 4), -math.inf)
-    logits[2] = 1.0
-    found = weigh(logits, torch.ones(3, 1, dtype=torch.bool))
-    assert found.tolist() == [[0.0] * 4, [0.5] * 4, [0.5] * 4, [0.0] * 4]
-    only = weigh(logits, torch.tensor([True, False, False])[:, None])
-    assert only.tolist() == [[0.0] * 4, [1.0] * 4, [0.0] * 4, [0.0] * 4]
 
 
 def clouds(count: int, tasks: int = 3) -> list[Tensor]:

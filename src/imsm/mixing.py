@@ -183,32 +183,6 @@ def adapter_alone(gate: nn.Module, dial: Dial | None) -> bool:
     return dial is None or bool(((dial.floor == 0) & (dial.shift != math.inf)).all())
 
 
-def weigh(logits: Tensor, claims: Tensor) -> Tensor:
-    """Weights of the base's memory and of K adapters': the softmax over 0 for the base and −z for each adapter.
-
-    For K = 1 that is the gate itself, sigmoid(z) for the base. An adapter without a claim has no weight at all. Where
-    adapters are infinitely preferred to the base, they share alike.
-
-    Args:
-        logits: (K, ...), each task's gate logits z, of which sigmoid(z) would be the base's weight against that task alone.
-        claims: bool, broadcasts to (K, ...): which of them have a say.
-
-    Returns:
-        (1 + K, ...) float32, sums to 1.
-    """
-    scores = torch.where(claims, -logits.float(), -math.inf)
-    infinite = (scores == math.inf).float()
-    shared = infinite.sum(dim=0, keepdim=True)
-    weights = torch.cat([torch.zeros_like(scores[:1]), scores.clamp(max=torch.finfo(torch.float32).max)]).softmax(dim=0)
-    alone = claims.expand_as(scores).sum(dim=0) == 1
-    # One claim alone: what a gate computes, to the last bit.
-    gate = torch.sigmoid(torch.where(claims, logits.float(), 0.0).sum(dim=0))
-    pair = torch.cat([gate[None], torch.where(claims, 1 - gate, 0.0)])
-    weights = torch.where(alone, pair, weights)
-    endless = torch.cat([torch.zeros_like(infinite[:1]), infinite / shared.clamp(min=1)])
-    return torch.where(shared > 0, endless, weights)
-
-
 def refuse_bank(banked: Pair, more: bool, how: Recall, pools_query: bool, relevance: RelevanceHead | None) -> None:
     """Raises `InputError` if a bank's (memory, query) cannot stand in for the frozen stream.
 
