@@ -188,9 +188,20 @@ def test_the_border_of_prompts_that_differ() -> None:
     generator = torch.Generator().manual_seed(0)
     task = [[1, 2, 3, *torch.randint(4, 20, (4,), generator=generator).tolist()] for _ in range(40)]
     dreams = [torch.randint(30, 60, (7,), generator=generator).tolist() for _ in range(40)]
-    border = fit_border(model, task, [], dreams)
-    assert border.false_recall == 0 and border.dreams_kept > 0.9
+    border = fit_border(model, task, dreams)
+    assert border.false_recall < 0.05 and border.dreams_kept > 0.9
     assert model.relevance is not None
+    assert (model.relevance(frozen_queries(model, task)) < 0).all()
+
+
+def test_dresses_of_an_example_are_judged_by_a_head_that_saw_none_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    task = [torch.randint(4, 40, (6,), generator=generator).tolist() for _ in range(30)]
+    dreams = [torch.randint(20, 60, (6,), generator=generator).tolist() for _ in range(30)]
+    twice = [prompt for prompt in task for _ in range(2)]
+    model = tiny_siamese("llama", "lora")
+    each = fit_border(model, twice, dreams, origins=[place // 2 for place in range(60)])
+    assert fit_border(model, task, dreams, origins=range(30)).false_recall == pytest.approx(each.false_recall, abs=0.1)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def teach(model: SiameseForCausalLM, name: str) -> None:
         model.streams.read_depths([0])
     own = frozen_queries(model, spoken(name, 120, seed))
     other = [frozen_queries(model, spoken(rest, 120, seed)) for rest in WORDS if rest != name]
-    model.set_relevance(fit_relevance(own, torch.cat(other)), [0])
+    model.set_relevance(fit_relevance(own, torch.cat(other)).head, [0])
     model.set_queries(own)
 
 
@@ -351,11 +351,11 @@ def test_a_new_head_leaves_to_the_tasks_before_what_is_theirs() -> None:
     green = [[one[0], *other] for one, other in zip(spoken("red", 120, 1), spoken("green", 120, 1), strict=True)]
     model = several(names=["red"])
     model.add_task("green", METHODS["lora"](tiny_base("llama")))
-    border = fit_border(model, green, [], nobodys)
+    border = fit_border(model, green, nobodys)
     assert border.others_left is not None and border.others_left > 0.95 and border.dreams_kept > 0.95
     assert model.rivals == ["red", "green"] and model.router is not None
     first = tiny_siamese("llama", "lora")
-    assert fit_border(first, green, [], nobodys).others_left is None
+    assert fit_border(first, green, nobodys).others_left is None
     red = model.part("red").queries
     assert red is not None and first.relevance is not None
     assert float((first.relevance(red) > 0).float().mean()) < 0.5

@@ -18,6 +18,7 @@ from transformers import CompileConfig
 from zoo import ARCHITECTURES, tiny_base, tiny_siamese
 
 from imsm import GATES, InputError, SiameseForCausalLM
+from imsm.clusters import clusters
 from imsm.data.turns import turn_opener
 from imsm.gates import Dial
 from imsm.relevance import RelevanceHead, fit_relevance
@@ -267,26 +268,60 @@ def clouds(shift: float, count: int = 400) -> tuple[Tensor, Tensor]:
 
 def test_the_fit_tells_two_clouds_apart() -> None:
     task, other = clouds(6.0)
-    head = fit_relevance(task[:200], other[:200], task[200:300])
-    assert (head(task[300:]) < 0).float().mean() > 0.97
-    assert (head(other[200:]) > 0).float().mean() > 0.97
-    assert head.weight.dtype == torch.float32
+    fitted = fit_relevance(task[:200], other[:200])
+    assert (fitted.head(task[200:]) < 0).float().mean() > 0.97
+    assert (fitted.head(other[200:]) > 0).float().mean() > 0.97
+    assert fitted.head.weight.dtype == torch.float32
+    again = fit_relevance(task[:200], other[:200])
+    assert torch.equal(fitted.head.weight, again.head.weight) and fitted.border == again.border
 
 
 def test_where_both_overlap_the_false_recalls_are_as_asked() -> None:
     task, other = clouds(1.0)
     for asked in (0.02, 0.2):
-        head = fit_relevance(task[:200], other, task[200:], false_recall=asked)
-        assert float((head(task[200:]) > 0).float().mean()) == pytest.approx(asked, abs=0.011)
+        head = fit_relevance(task, other, false_recall=asked).head
+        assert float((head(task) > 0).float().mean()) == pytest.approx(asked, abs=0.011)
 
 
-def test_the_border_lies_between() -> None:
-    task, other = clouds(12.0)
-    at = [float(fit_relevance(task, other, border=border)(other).mean()) for border in (0.2, 0.5, 0.8)]
-    heads = [fit_relevance(task, other, border=border) for border in (0.2, 0.8)]
-    assert all(math.isfinite(value) for value in at)
-    middle = (task.mean(dim=0) + other.mean(dim=0)) / 2
-    assert heads[0](middle) > 0 > heads[1](middle)
+def kinds(spread: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The task's queries are of ten kinds, each about a centre of its own; others, and the kind of each of the task's."""
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.arange(10).repeat_interleave(20)
+    centres = torch.randn(10, 64, generator=generator) * spread
+    task = centres[alike] + torch.randn(200, 64, generator=generator) / 2
+    other = torch.randn(200, 64, generator=generator) * (1 + spread) + 1.5
+    return task, other, alike
+
+
+def test_the_border_leaves_room_for_kinds_that_were_not_seen() -> None:
+    near, far = (fit_relevance(*kinds(spread)) for spread in (0.1, 1.5))
+    assert near.border == 0.25 and near.false_recall == 0
+    assert 0.25 < far.border <= 0.5
+    task, other, _ = kinds(1.5)
+    # Where some of each kind are always seen, nothing tells that there may be others.
+    assert fit_relevance(task, other, torch.arange(200) % 10).border < far.border
+
+
+def test_expectations_are_of_queries_that_were_not_seen() -> None:
+    task, other, alike = kinds(1.5)
+    fitted = fit_relevance(task, other, alike)
+    unlike = fit_relevance(task, torch.cat([other, task[:40] + 0.01]))
+    assert 0 <= fitted.false_recall < 0.2 and fitted.others_left > 0.9
+    assert unlike.others_left < 0.95
+
+
+def test_few_queries_are_enough() -> None:
+    fitted = fit_relevance(torch.zeros(1, 4), torch.ones(2, 4))
+    assert fitted.head(torch.zeros(4)) < 0 < fitted.head(torch.ones(4))
+    assert fitted.border == 0.25
+
+
+def test_clusters_are_alike_and_the_same_again() -> None:
+    task, _, alike = kinds(6.0)
+    found = clusters(task, 10)
+    assert torch.equal(found, clusters(task, 10)) and len(found.unique()) == 10
+    assert all(len(found[alike == kind].unique()) == 1 for kind in range(10))
+    assert clusters(torch.ones(5, 3), 4).tolist() == [0] * 5
 
 
 def test_a_fit_needs_both_kinds() -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.relevance.features import INDEX, LAYERS
+from imsm.clusters import clusters
 from imsm.data.dresses import USUAL
 from imsm.errors import InputError
 from imsm.folders import write_text
-from imsm.relevance import STRAY_DREAMS, fit_relevance
-from imsm.training.border import HELD_OUT
+from imsm.relevance import FOLDS, STRAY_DREAMS, fit_relevance
 
 #: What the head is fitted to: the task in these dresses, and these dreams. `turned`: conversations that turn to either.
 DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -39,29 +39,15 @@ DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
 DREAMS = (40, 120, 160, 200, 270)
 #: Prompts of the task in each dress, at most.
 PROMPTS = (40, 80, 160)
-PENALTIES = (0.001, 0.01, 0.03, 0.1, 1.0)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+#: Share of the task's prompts that may be left to the base model.
+FALSE_RECALL = 0.01
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Where the border is drawn: `border` of the way from the held-out task prompts, all but `false_recall` of which lie
-    below that point, to the dreams, all but a few of which lie above theirs (`fresh`: dreams that the fit has not seen)."""
-
-    border: float
-    false_recall: float = 0.01
-    fresh: bool = False
-
-
-RULES = {
-    "half way": Rule(0.5),
-    "quarter": Rule(0.25),
-    "three quarters": Rule(0.75),
-    "at the task": Rule(0.0),
-    "half way, 5 % false recall": Rule(0.5, 0.05),
-    "half way, fresh dreams": Rule(0.5, fresh=True),
-    "three quarters, fresh dreams": Rule(0.75, fresh=True),
-}
-DEFAULT_RULE = "quarter"
+#: Where the border is drawn between the task's prompts, 0, and the dreams, 1; None: where the fit does, asked of prompts of
+#: kinds that it has not seen.
+RULES: dict[str, float | None] = {"learned": None, "quarter": 0.25, "third": 1 / 3, "half way": 0.5}
+DEFAULT_RULE = "learned"
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ class Choice:
     layers: str = "all"
     dreams: int = 200
     prompts: int = 160
-    penalty: float = 0.03
+    penalty: float = 0.1
 
 
 class Bank:
@@ -156,7 +142,7 @@ def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
         "layers": bank.content["layers"],
         "sets": {found["name"]: [found["wanted"], found["count"]] for found in bank.judged("validation")},
         "fit": {found["name"]: found["count"] for found in bank.judged("fit")},
-        "rules": {name: asdict(rule) for name, rule in RULES.items()},
+        "rules": RULES,
         "default": asdict(default),
         "best": asdict(best),
         "choices": [{**asdict(choice), **found} for choice, found in made.items()],
@@ -207,28 +193,25 @@ def result(bank: Bank, choice: Choice, split: str) -> dict[str, Any]:
 def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Each set's logits (N,), and where each rule draws the border."""
     tasks, dreams = bank.dressed(choice.dress)
-    # Part of each set is not fitted to; fewer dreams are the first ones of each kind.
-    task, held_out = parted([bank.of("fit", name, choice)[: choice.prompts] for name in tasks])
-    other, fresh = parted([bank.of("fit", name, choice) for name in dreams], choice.dreams // len(dreams))
-    head = fit_relevance(task, other, held_out, penalty=choice.penalty)
+    parts = [bank.of("fit", name, choice)[: choice.prompts] for name in tasks]
+    task = torch.cat(parts)
+    # Fewer dreams are the first ones of each kind.
+    other = torch.cat([bank.of("fit", name, choice)[: choice.dreams // len(dreams)] for name in dreams])
+    # Dresses of one prompt stand at the same place of each set.
+    kinds = clusters(parts[0], FOLDS)
+    alike = torch.cat([kinds[torch.arange(len(part)) % len(kinds)] for part in parts])
+    fitted = fit_relevance(task, other, alike, penalty=choice.penalty)
     with torch.no_grad():
         logits = {
-            found["name"]: head(bank.of(split, found["name"], choice))[:, 0].double() for found in bank.judged(split)
+            found["name"]: fitted.head(bank.of(split, found["name"], choice))[:, 0].double()
+            for found in bank.judged(split)
         }
-        own, seen, unseen = (head(features)[:, 0].double() for features in (held_out, other, fresh))
-    points = {}
-    for name, rule in RULES.items():
-        least = own.quantile(1 - rule.false_recall)
-        most = (unseen if rule.fresh else seen).quantile(STRAY_DREAMS)
-        points[name] = float(least + rule.border * (most - least).clamp(min=0))
-    return logits, points
-
-
-def parted(sets: Sequence[Tensor], most: int | None = None) -> tuple[Tensor, Tensor]:
-    """The rows to fit to, `most` of each set at most, and those that are held out, a quarter of each."""
-    places = [len(features) - max(round(len(features) * HELD_OUT), 1) for features in sets]
-    fit = [features[:place][:most] for features, place in zip(sets, places, strict=True)]
-    return torch.cat(fit), torch.cat([features[place:] for features, place in zip(sets, places, strict=True)])
+        own, seen = (fitted.head(features)[:, 0].double() for features in (task, other))
+    least, most = own.quantile(1 - FALSE_RECALL), seen.quantile(STRAY_DREAMS)
+    return logits, {
+        name: 0.0 if place is None else float(least + place * (most - least).clamp(min=0))
+        for name, place in RULES.items()
+    }
 
 
 def area(above: Tensor, below: Tensor) -> float:

@@ -7,15 +7,22 @@ bit for bit.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from imsm.clusters import clusters
 from imsm.errors import InputError
 
 #: Share of dreams that may lie on the task's side of the point that the border is drawn from.
 STRAY_DREAMS = 0.05
 #: Steps of the optimizer of the fit; it converges in some dozens.
 FIT_STEPS = 200
+#: Groups of alike queries that are judged by heads which have not seen them.
+FOLDS = 10
+#: How far from the task's queries, 0, to the others, 1, the border may lie.
+BORDERS = (0.25, 0.5)
 
 
 class RelevanceHead(nn.Module):
@@ -41,65 +48,113 @@ def usual_depths(layers: int) -> tuple[int, ...]:
     return tuple(sorted({max(round(layers / 3), 1) - 1, max(round(2 * layers / 3), 1) - 1}))
 
 
+class Fitted(NamedTuple):
+    """A head and what is to be expected of it, by heads that were fitted without the queries in question and all like them.
+
+    head: fitted to all queries.
+    border: where it lies on the way from the task's queries, 0, to the others, 1.
+    false_recall: share of the task's queries that would be left to the base model.
+    others_left: share of the others that would be.
+    """
+
+    head: RelevanceHead
+    border: float
+    false_recall: float
+    others_left: float
+
+
 def fit_relevance(
     task: Tensor,
     other: Tensor,
-    held_out: Tensor | None = None,
+    alike: Tensor | None = None,
     *,
-    penalty: float = 0.03,
+    penalty: float = 0.1,
     false_recall: float = 0.01,
-    border: float = 0.25,
-) -> RelevanceHead:
+) -> Fitted:
     """The head that tells the task's queries from others.
 
-    Logistic regression on standardised features, both classes of the same weight. The border is then moved to where
-    queries that the fit has not seen lie: `border` of the way from the task's logits, all but `false_recall` of which are
-    below that point, to those of the others. Where the two overlap it is the first of these points.
+    Logistic regression on standardised features, both classes of the same weight. The border lies between the task's
+    logits, all but `false_recall` of which are below its one end, and those of the others. How far from that end is
+    asked of queries of a kind that no fit has seen: the task's and the others are divided into `FOLDS` groups of alike
+    ones, each of which is judged by a head fitted to the rest; the border leaves `false_recall` of the task's on the wrong
+    side, within `BORDERS`. Where the two kinds overlap it is the task's end.
 
     Args:
         task: (N, F), frozen pooled queries of the task.
         other: (M, F), of what is not the task.
-        held_out: (K, F), of the task, not in `task`; without them the border is drawn from `task`.
+        alike: (N,) int64, the group of each of the task's queries; found by `clusters` unless given.
         penalty: of the squared weights.
         false_recall: share of the task's queries that may be left to the base model.
-        border: from 0, at the task's queries, to 1, at the others.
 
     Raises:
         InputError: there are none of either kind, or a number out of range.
     """
     if not len(task) or not len(other):
         raise InputError(f"a relevance head is fitted to queries of both kinds, got {len(task)} and {len(other)}")
-    for name, value in (("false_recall", false_recall), ("border", border)):
-        if not 0 <= value <= 1:
-            raise InputError(f"{name} must be a number from 0 to 1, got {value!r}")
-    both = torch.cat([task, other]).double()
-    mean, scale = both.mean(dim=0), both.std(dim=0, correction=0).clamp(min=1e-6)
-    inputs = (both - mean) / scale
-    wanted = torch.cat([torch.zeros(len(task)), torch.ones(len(other))]).double().to(inputs.device)
-    share = torch.where(wanted == 1, 0.5 / len(other), 0.5 / len(task))
-    weight = torch.zeros(inputs.shape[1], dtype=torch.float64, device=inputs.device, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, device=inputs.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        losses = nn.functional.binary_cross_entropy_with_logits(inputs @ weight + bias, wanted, reduction="none")
-        loss = (share * losses).sum() + penalty * weight.square().sum()
-        loss.backward()
-        return loss.detach()
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    w = (weight / scale).detach()
-    b = (bias - (weight * mean / scale).sum()).detach()
-    own = (task if held_out is None or not len(held_out) else held_out).double() @ w + b
-    least = own.quantile(1 - false_recall)
-    most = (other.double() @ w + b).quantile(STRAY_DREAMS)
-    point = least + border * (most - least).clamp(min=0)
+    if not 0 <= false_recall <= 1:
+        raise InputError(f"false_recall must be a number from 0 to 1, got {false_recall!r}")
+    line = _Line(task, other, penalty, false_recall)
+    groups = (clusters(task, FOLDS) if alike is None else alike.cpu(), clusters(other, FOLDS))
+    own, others = _positions(task, other, groups, penalty, false_recall)
+    if not len(own) or not len(others):
+        own, others = line.position(task), line.position(other)
+    border = float(own.quantile(1 - false_recall).clamp(*BORDERS))
     head = RelevanceHead(task.shape[1])
     with torch.no_grad():
-        # Of any length before: the nearest of the two points is one nat away, so that the dial has a natural unit.
-        unit = ((most - least) * min(border, 1 - border)).clamp(min=1e-3) if most > least else torch.ones(())
-        head.weight.copy_(w / unit)
-        head.bias.copy_((b - point) / unit)
-    return head
+        # Of any length before: the nearest of the two ends is one nat away, so that the dial has a natural unit.
+        unit = (line.gap * min(border, 1 - border)).clamp(min=1e-3) if line.gap > 0 else torch.ones(())
+        head.weight.copy_(line.weight / unit)
+        head.bias.copy_((line.bias - line.least - border * line.gap.clamp(min=0)) / unit)
+    return Fitted(head, border, float((own > border).double().mean()), float((others > border).double().mean()))
+
+
+class _Line:
+    """A logistic regression, and the ends between which its border lies: `least`, at the task's, and `gap` above it."""
+
+    def __init__(self, task: Tensor, other: Tensor, penalty: float, false_recall: float) -> None:
+        both = torch.cat([task, other]).double()
+        mean, scale = both.mean(dim=0), both.std(dim=0, correction=0).clamp(min=1e-6)
+        inputs = (both - mean) / scale
+        wanted = torch.cat([torch.zeros(len(task)), torch.ones(len(other))]).double().to(inputs.device)
+        share = torch.where(wanted == 1, 0.5 / len(other), 0.5 / len(task))
+        weight = torch.zeros(inputs.shape[1], dtype=torch.float64, device=inputs.device, requires_grad=True)
+        bias = torch.zeros((), dtype=torch.float64, device=inputs.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            losses = nn.functional.binary_cross_entropy_with_logits(inputs @ weight + bias, wanted, reduction="none")
+            loss = (share * losses).sum() + penalty * weight.square().sum()
+            loss.backward()
+            return loss.detach()
+
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        self.weight = (weight / scale).detach()
+        self.bias = (bias - (weight * mean / scale).sum()).detach()
+        self.least = self.logits(task).quantile(1 - false_recall)
+        self.gap = self.logits(other).quantile(STRAY_DREAMS) - self.least
+
+    def logits(self, queries: Tensor) -> Tensor:
+        """(N,) float64 of queries (N, F)."""
+        return queries.double() @ self.weight + self.bias
+
+    def position(self, queries: Tensor) -> Tensor:
+        """Where queries (N, F) lie between the ends, 0 and 1; (N,) float64."""
+        return (self.logits(queries) - self.least) / self.gap.clamp(min=1e-6)
+
+
+def _positions(
+    task: Tensor, other: Tensor, groups: tuple[Tensor, Tensor], penalty: float, false_recall: float
+) -> tuple[Tensor, Tensor]:
+    """Where the queries of both kinds lie for heads that have not seen their groups; none if nothing would be left to fit."""
+    own: list[Tensor] = []
+    others: list[Tensor] = []
+    for group in range(int(max(part.max() for part in groups)) + 1):
+        out, away = ((part == group).to(task.device) for part in groups)
+        if not bool((~out).any()) or not bool((~away).any()):
+            continue
+        line = _Line(task[~out], other[~away], penalty, false_recall)
+        own.append(line.position(task[out]))
+        others.append(line.position(other[away]))
+    return (torch.cat(own), torch.cat(others)) if own else (torch.zeros(0), torch.zeros(0))

@@ -230,7 +230,8 @@ class Streams(nn.Module):
         for switch in self._switches:
             held = not isinstance(switch, AuxiliaryTrainingWrapper) or name in switch._adapters
             switch._active_adapter = [name] if held else []
-        self.peft_model.active_adapter = self.peft_model.base_model.active_adapter = name
+        for model in (self.peft_model, self.peft_model.base_model):
+            setattr(model, "active_adapter", name)  # noqa: B010 (peft's own types do not know it)
 
     @contextmanager
     def _adapter_off(self) -> Iterator[None]:

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imsm.clusters import clusters
 from imsm.data.batches import length_batches
 from imsm.model import SiameseForCausalLM
-from imsm.relevance import fit_relevance, usual_depths
+from imsm.relevance import FOLDS, fit_relevance, usual_depths
 from imsm.routing import negatives
 from imsm.turns import last_turn
-
-#: Share of the task's prompts that the fit does not see, and the border is drawn by.
-HELD_OUT = 0.25
 
 Report = Callable[[int, int], None]
 
@@ -25,9 +23,9 @@ Report = Callable[[int, int], None]
 class Border:
     """How well a head keeps the two apart.
 
-    false_recall: share of the task's held-out prompts, as they are in the training data, that go to the base model.
-    dreams_kept: share of the dreams that go to the base model.
-    others_left: share of the other tasks' stored queries that it leaves to them; None if there are none.
+    false_recall: share of the task's prompts that a head sends to the base model which has not seen any like them.
+    dreams_kept: share of the dreams that go to the base model, alike.
+    others_left: share of the other tasks' stored queries that the head leaves to them; None if there are none.
     """
 
     false_recall: float
@@ -38,9 +36,9 @@ class Border:
 def fit_border(
     model: SiameseForCausalLM,
     prompts: Sequence[Sequence[int]],
-    dressed: Sequence[Sequence[int]],
     dreams: Sequence[Sequence[int]],
     *,
+    origins: Sequence[int] | None = None,
     opener: Sequence[int] = (),
     false_recall: float = 0.01,
     bf16: bool = False,
@@ -53,8 +51,8 @@ def fit_border(
     Args:
         model: the siamese model; only its frozen stream is run.
         prompts: tokens of the task's prompts.
-        dressed: of some of them in other words; they are the task's, too.
         dreams: prompts that are not the task's.
+        origins: the example that each of `prompts` is a dress of; none is another's unless given.
         opener: tokens that open a user's turn; of several turns the head reads the last alone.
         false_recall: share of the task's prompts that may be left to the base model.
         bf16: compute in bfloat16 autocast.
@@ -65,32 +63,28 @@ def fit_border(
     """
     depths = usual_depths(model.config.num_hidden_layers)
     model.streams.read_depths(depths)
-    read = [last_turn(ids, opener) for ids in (*prompts, *dressed, *dreams)]
-    found = frozen_queries(model, read, bf16, report)
-    own, other_words, other = found.split([len(prompts), len(dressed), len(dreams)])
-    kept, held = _divided(own)
-    kept_dressed, held_dressed = _divided(other_words)
+    read = [last_turn(ids, opener) for ids in (*prompts, *dreams)]
+    own, other = frozen_queries(model, read, bf16, report).split([len(prompts), len(dreams)])
     rivals = negatives(model.others, len(other))
-    head = fit_relevance(
-        torch.cat([kept, kept_dressed]),
+    fitted = fit_relevance(
+        own,
         other if rivals is None else torch.cat([other, rivals]),
-        torch.cat([held, held_dressed]),
+        None if origins is None else _alike(own, origins),
         false_recall=false_recall,
     )
-
-    def left(queries: Tensor) -> float:
-        return float((head(queries) > 0).float().mean())
-
-    border = Border(left(held), left(other), None if rivals is None else left(torch.cat(model.others).float()))
-    model.set_relevance(head, depths, opener)
-    model.set_queries(torch.cat([own, other_words]))
-    return border
+    left = None
+    if rivals is not None:
+        left = float((fitted.head(torch.cat(model.others).float()) > 0).float().mean())
+    model.set_relevance(fitted.head, depths, opener)
+    model.set_queries(own)
+    return Border(fitted.false_recall, fitted.others_left, left)
 
 
-def _divided(queries: Tensor) -> tuple[Tensor, Tensor]:
-    """What is fitted to, and what is held out; with only one both are the same."""
-    held = round(len(queries) * HELD_OUT)
-    return (queries[held:], queries[:held]) if held else (queries, queries)
+def _alike(queries: Tensor, origins: Sequence[int]) -> Tensor:
+    """Groups of alike queries (N, F), (N,) int64; all dresses of an example are in the group of its first one."""
+    first = {origin: row for row, origin in reversed(list(enumerate(origins)))}
+    group = dict(zip(first, clusters(queries[list(first.values())], FOLDS).tolist(), strict=True))
+    return torch.tensor([group[origin] for origin in origins])
 
 
 @torch.no_grad()

@@ -98,14 +98,14 @@ def learn_from_dreams(
         found["gate_loss"] = sum(losses[-10:]) / len(losses[-10:])
     chosen = random.Random(config.seed).sample(list(examples), min(settings.task_prompts, len(examples)))
     found_dresses = dresses(chosen, tokenizer, config.seed)
-    prompts = [dress.prompt_ids for dress in found_dresses if dress.kind == "trained" and dress.prompt_ids]
-    if not prompts:
+    found_dresses = [dress for dress in found_dresses if dress.prompt_ids]
+    if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
     border = fit_border(
         model,
-        prompts,
-        [dress.prompt_ids for dress in found_dresses if dress.kind != "trained"],
+        [dress.prompt_ids for dress in found_dresses],
         [sample.prompt_ids for sample in dreams.samples] + dreams.anchors,
+        origins=[dress.index for dress in found_dresses],
         opener=turn_opener(tokenizer),
         false_recall=settings.false_recall,
         bf16=config.bf16,
