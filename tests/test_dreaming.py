@@ -189,7 +189,7 @@ def test_the_border_of_prompts_that_differ() -> None:
     task = [[1, 2, 3, *torch.randint(4, 20, (4,), generator=generator).tolist()] for _ in range(40)]
     dreams = [torch.randint(30, 60, (7,), generator=generator).tolist() for _ in range(40)]
     border = fit_border(model, task, dreams)
-    assert border.false_recall < 0.05 and border.dreams_kept > 0.9
+    assert border.false_recall < 0.1 and border.dreams_kept > 0.9
     assert model.relevance is not None
     assert (model.relevance(frozen_queries(model, task)) < 0).all()
 

@@ -21,8 +21,8 @@ STRAY_DREAMS = 0.05
 FIT_STEPS = 200
 #: Groups of alike queries that are judged by heads which have not seen them.
 FOLDS = 10
-#: How far from the task's queries, 0, to the others, 1, the border may lie.
-BORDERS = (0.25, 0.5)
+#: How far on the way from the task's queries, 0, to the others, 1, the border lies.
+BORDER = 0.2
 
 
 class RelevanceHead(nn.Module):
@@ -49,16 +49,16 @@ def usual_depths(layers: int) -> tuple[int, ...]:
 
 
 class Fitted(NamedTuple):
-    """A head and what is to be expected of it, by heads that were fitted without the queries in question and all like them.
+    """A head and what is to be expected of it where queries are of a kind that it has not seen.
+
+    Both shares are those of heads that were fitted without the queries in question and all that are like them.
 
     head: fitted to all queries.
-    border: where it lies on the way from the task's queries, 0, to the others, 1.
     false_recall: share of the task's queries that would be left to the base model.
     others_left: share of the others that would be.
     """
 
     head: RelevanceHead
-    border: float
     false_recall: float
     others_left: float
 
@@ -73,11 +73,10 @@ def fit_relevance(
 ) -> Fitted:
     """The head that tells the task's queries from others.
 
-    Logistic regression on standardised features, both classes of the same weight. The border lies between the task's
-    logits, all but `false_recall` of which are below its one end, and those of the others. How far from that end is
-    asked of queries of a kind that no fit has seen: the task's and the others are divided into `FOLDS` groups of alike
-    ones, each of which is judged by a head fitted to the rest; the border leaves `false_recall` of the task's on the wrong
-    side, within `BORDERS`. Where the two kinds overlap it is the task's end.
+    Logistic regression on standardised features, both classes of the same weight. The border lies `BORDER` of the way
+    from the task's logits, all but `false_recall` of which are below that end, to those of the others. Where the two
+    kinds overlap it is the task's end. What is to be expected of queries of other kinds is asked of the queries
+    themselves: they are divided into `FOLDS` groups of alike ones, each of which is judged by a head fitted to the rest.
 
     Args:
         task: (N, F), frozen pooled queries of the task.
@@ -98,14 +97,13 @@ def fit_relevance(
     own, others = _positions(task, other, groups, penalty, false_recall)
     if not len(own) or not len(others):
         own, others = line.position(task), line.position(other)
-    border = float(own.quantile(1 - false_recall).clamp(*BORDERS))
     head = RelevanceHead(task.shape[1])
     with torch.no_grad():
         # Of any length before: the nearest of the two ends is one nat away, so that the dial has a natural unit.
-        unit = (line.gap * min(border, 1 - border)).clamp(min=1e-3) if line.gap > 0 else torch.ones(())
+        unit = (line.gap * BORDER).clamp(min=1e-3) if line.gap > 0 else torch.ones(())
         head.weight.copy_(line.weight / unit)
-        head.bias.copy_((line.bias - line.least - border * line.gap.clamp(min=0)) / unit)
-    return Fitted(head, border, float((own > border).double().mean()), float((others > border).double().mean()))
+        head.bias.copy_((line.bias - line.least - BORDER * line.gap.clamp(min=0)) / unit)
+    return Fitted(head, float((own > BORDER).double().mean()), float((others > BORDER).double().mean()))
 
 
 class _Line:
