@@ -194,9 +194,7 @@ def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], di
     task = torch.cat([bank.of("fit", name, choice)[: choice.prompts] for name in tasks])
     # Fewer dreams are the first ones of each kind.
     other = torch.cat([bank.of("fit", name, choice)[: choice.dreams // len(dreams)] for name in dreams])
-    # One group: what is expected of other kinds is not asked here, and would take ten fits more.
-    alike = torch.zeros(len(task), dtype=torch.long)
-    fitted = fit_relevance(task, other, alike, penalty=choice.penalty)
+    fitted = fit_relevance(task, other, penalty=choice.penalty, folds=0)
     with torch.no_grad():
         logits = {
             found["name"]: fitted.head(bank.of(split, found["name"], choice))[:, 0].double()

@@ -70,13 +70,14 @@ def fit_relevance(
     *,
     penalty: float = 0.1,
     false_recall: float = 0.01,
+    folds: int = FOLDS,
 ) -> Fitted:
     """The head that tells the task's queries from others.
 
     Logistic regression on standardised features, both classes of the same weight. The border lies `BORDER` of the way
     from the task's logits, all but `false_recall` of which are below that end, to those of the others. Where the two
     kinds overlap it is the task's end. What is to be expected of queries of other kinds is asked of the queries
-    themselves: they are divided into `FOLDS` groups of alike ones, each of which is judged by a head fitted to the rest.
+    themselves: they are divided into `folds` groups of alike ones, each of which is judged by a head fitted to the rest.
 
     Args:
         task: (N, F), frozen pooled queries of the task.
@@ -84,6 +85,7 @@ def fit_relevance(
         alike: (N,) int64, the group of each of the task's queries; found by `clusters` unless given.
         penalty: of the squared weights.
         false_recall: share of the task's queries that may be left to the base model.
+        folds: groups; with fewer than two, what is expected is how the queries lie that the head is fitted to.
 
     Raises:
         InputError: there are none of either kind, or a number out of range.
@@ -93,10 +95,11 @@ def fit_relevance(
     if not 0 <= false_recall <= 1:
         raise InputError(f"false_recall must be a number from 0 to 1, got {false_recall!r}")
     line = _Line(task, other, penalty, false_recall)
-    groups = (clusters(task, FOLDS) if alike is None else alike.cpu(), clusters(other, FOLDS))
-    own, others = _positions(task, other, groups, penalty, false_recall)
-    if not len(own) or not len(others):
-        own, others = line.position(task), line.position(other)
+    own, others = line.position(task), line.position(other)
+    if folds > 1:
+        groups = (clusters(task, folds) if alike is None else alike.cpu(), clusters(other, folds))
+        unseen = _positions(task, other, groups, penalty, false_recall)
+        own, others = (new if len(new) else old for new, old in zip(unseen, (own, others), strict=True))
     head = RelevanceHead(task.shape[1])
     with torch.no_grad():
         # Of any length before: the nearest of the two ends is one nat away, so that the dial has a natural unit.
