@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks import machine, measure
+from benchmarks import machine
 from benchmarks.continual import scores, sets
-from benchmarks.forgetting.run import EVALUATION_BATCH, OutOfTimeError, say
 from benchmarks.models import title
+from benchmarks.sitting import EVALUATION_BATCH, Sitting
 from imsm.errors import InputError
 from imsm.evaluation.results import read_result
 from imsm.folders import write_text
@@ -100,43 +99,18 @@ class Record:
     machine: dict[str, Any] = field(default_factory=machine.machine)
 
 
-@dataclass
-class Runner:
-    """Runs the plan for one model.
+class Runner(Sitting):
+    """Runs the plan for one model."""
 
-    plan: what is to be done.
-    folder: the model's folder.
-    model: its name.
-    data_root: the data sets' files.
-    work: where data, checkpoints and full outputs go.
-    out: where the records go.
-    deadline: no job begins after this `time.monotonic()`.
-    only: names of the methods to run; all if it is empty.
-    """
-
+    jobs = "continual.job"
     plan: Plan
-    model: str
-    folder: str
-    data_root: Path
-    work: Path
-    out: Path
-    deadline: float
-    only: tuple[str, ...] = ()
 
-    def run(self) -> None:
-        """Everything; stops silently at the deadline.
-
-        Raises:
-            InputError: data is missing, or what is there was made under another plan.
-        """
-        self.write_data()
-        try:
-            for seed in self.plan.seeds:
-                for method in self.plan.methods:
-                    if not self.only or method in self.only:
-                        self.one(method, seed)
-        except OutOfTimeError:
-            say("out of time; run the same command to go on")
+    def make(self) -> None:
+        """Every method's records, seed by seed."""
+        for seed in self.plan.seeds:
+            for method in self.plan.methods:
+                if not self.only or method in self.only:
+                    self.one(method, seed)
 
     # -- data --------------------------------------------------------------------------------------------------------
 
@@ -167,15 +141,6 @@ class Runner:
         write_text(made, json.dumps(drawn))
 
     # -- jobs --------------------------------------------------------------------------------------------------------
-
-    def job(self, what: str, **task: Any) -> dict[str, Any]:
-        """One job in a fresh process."""
-        if time.monotonic() >= self.deadline:
-            raise OutOfTimeError
-        began = time.monotonic()
-        found = measure.answer("continual.job", {**task, "model": self.folder})
-        say(f"{title(self.model)}: {what}: {time.monotonic() - began:.0f} s")
-        return found
 
     def trained(self, method: str, seed: int, place: int) -> Path:
         """The folder of a method's run after that task; its checkpoint is in `checkpoint`, its metrics in `metrics.json`."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, measure
+from benchmarks import machine
 from benchmarks.forgetting import records
 from benchmarks.forgetting.job import VALIDATION
 from benchmarks.forgetting.plan import Method, Plan, train_config
 from benchmarks.models import title
+from benchmarks.sitting import EVALUATION_BATCH, Sitting
 from imsm.errors import InputError
 from imsm.evaluation.balance import balance
 from imsm.evaluation.comparison import compare
@@ -25,50 +24,23 @@ from imsm.folders import write_text
 from imsm.settings import read_yaml
 from imsm.training.run import SETTINGS
 
-EVALUATION_BATCH = 16
 
+class Runner(Sitting):
+    """Runs the plan for one model. `data_root` has the tasks' files, and the target's training file."""
 
-class OutOfTimeError(Exception):
-    """The deadline has passed; what is done is kept."""
-
-
-@dataclass
-class Runner:
-    """Runs the plan for one model.
-
-    plan: what is to be done.
-    model: its name in the plan.
-    folder: the model's folder.
-    data_root: the tasks' files, and the target's training file.
-    work: where checkpoints and full outputs go.
-    out: where the records go.
-    deadline: no job begins after this `time.monotonic()`.
-    only: names of the methods to run; all if it is empty.
-    """
-
+    jobs = "forgetting.job"
     plan: Plan
-    model: str
-    folder: str
-    data_root: Path
-    work: Path
-    out: Path
-    deadline: float
-    only: tuple[str, ...] = ()
 
-    def run(self) -> None:
-        """Everything; stops silently at the deadline.
+    def make(self) -> None:
+        """The base model's record, then those of the methods.
 
         Raises:
-            InputError: data is missing, or an earlier record was made under another plan.
+            InputError: an earlier record was made under another plan.
         """
-        self.write_data()
-        try:
-            self.base()
-            for method, seed, varied in self.order():
-                if not self.only or method.name in self.only:
-                    self.one(method, seed, varied)
-        except OutOfTimeError:
-            say("out of time; run the same command to go on")
+        self.base()
+        for method, seed, varied in self.order():
+            if not self.only or method.name in self.only:
+                self.one(method, seed, varied)
 
     def order(self) -> Iterator[tuple[Method, int, str]]:
         """First one seed of every method, then the sweeps, then the further seeds."""
@@ -110,15 +82,6 @@ class Runner:
             write_text(folder / f"{name}.jsonl", "\n".join(part) + "\n")
 
     # -- jobs --------------------------------------------------------------------------------------------------------
-
-    def job(self, what: str, **task: Any) -> dict[str, Any]:
-        """One job in a fresh process."""
-        if time.monotonic() >= self.deadline:
-            raise OutOfTimeError
-        began = time.monotonic()
-        found = measure.answer("forgetting.job", {**task, "model": self.folder})
-        say(f"{title(self.model)}: {what}: {time.monotonic() - began:.0f} s")
-        return found
 
     def trained(self, method: Method, seed: int, rate: float) -> Path:
         """The checkpoint of one training run, trained now if need be; its metrics are in `metrics.json`."""
@@ -279,8 +242,3 @@ class Runner:
             versions=machine.versions(),
             machine=machine.machine(),
         ).save(path)
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
