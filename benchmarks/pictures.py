@@ -56,8 +56,11 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
         panel.grid(axis="y", alpha=0.3)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    # Records may differ in the systems that they have.
+    named = {
+        label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(path)
     plt.close(figure)
 
