@@ -27,8 +27,8 @@ VERBS = {
     "info": "say what a checkpoint is: base, method, gate, parameters, training",
 }
 
-#: What no option begins with, but a number below zero.
-NEGATIVE = re.compile(r"-(\d|\.\d|inf\b)", re.IGNORECASE)
+#: Numbers below zero that argparse does not know as such.
+NEGATIVE = re.compile(r"-inf(,\S*)?|-[\d.]+,\S*", re.IGNORECASE)
 USAGE = "usage: imsm [--version] [--help] [--traceback] VERB …"
 
 
@@ -97,7 +97,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
     """The arguments with a value such as -inf or -2,0 tied to its option, since argparse would take it for an option."""
     found: list[str] = []
     for argument in arguments:
-        if NEGATIVE.match(argument) and found and re.fullmatch(r"--[\w-]+", found[-1]):
+        if NEGATIVE.fullmatch(argument) and found and re.fullmatch(r"--[\w-]+", found[-1]):
             found[-1] += f"={argument}"
         else:
             found.append(argument)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from zoo import tiny_chat
+
+from benchmarks import measure
 
 # Tests run in one process a core; with models this small, more threads only wait for each other.
 torch.set_num_threads(1)
@@ -95,3 +99,19 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     records = [{"input": f"{i} plus {i} is", "output": f" {2 * i}"} for i in range(24)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
+
+
+# -- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Jobs run in this process, which is faster than starting one; they are listed."""
+    done: list[dict[str, Any]] = []
+
+    def in_child(module: str, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        done.append(task)
+        yield from importlib.import_module(f"benchmarks.{module}").child(json.loads(json.dumps(task)))
+
+    monkeypatch.setattr(measure, "in_child", in_child)
+    return done

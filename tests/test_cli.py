@@ -143,6 +143,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         (["--recalls", "-2,-.5,0"], ["--recalls=-2,-.5,0"]),
         (["--recall=-1", "--plain"], ["--recall=-1", "--plain"]),
         (["-1 is less than 0", "--json", "-info"], ["-1 is less than 0", "--json", "-info"]),
+        (["--plain", "-5 degrees, is that cold?"], ["--plain", "-5 degrees, is that cold?"]),
     ],
 )
 def test_numbers_below_zero_are_values_of_the_option_before_them(given: list[str], tied: list[str]) -> None:

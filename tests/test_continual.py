@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,11 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from zoo import disturb, tiny_base
 
-from benchmarks import measure
 from benchmarks.continual import orthogonal, scores, sets
 from benchmarks.continual.__main__ import main
 from benchmarks.continual.nearest import NearestQuery
 from benchmarks.continual.run import METHODS, read_plan
 from imsm import InputError, SiameseForCausalLM
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Jobs run in this process, which is faster than starting one; they are listed."""
-    done: list[dict[str, Any]] = []
-
-    def in_child(module: str, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        done.append(task)
-        yield from importlib.import_module(f"benchmarks.{module}").child(json.loads(json.dumps(task)))
-
-    monkeypatch.setattr(measure, "in_child", in_child)
-    return done
 
 
 @pytest.fixture

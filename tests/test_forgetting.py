@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from benchmarks import measure
 from benchmarks.forgetting import claims, job, plan, records, report
 from benchmarks.forgetting.__main__ import main
 from benchmarks.forgetting.run import Runner
@@ -20,19 +17,6 @@ from benchmarks.relevance.sets import SETS
 from imsm import DataConfig
 from imsm.evaluation.tasks import TASKS, find_tasks
 from imsm.training.models import adapter_config
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Jobs run in this process, which is faster than starting one; they are listed."""
-    done: list[dict[str, Any]] = []
-
-    def in_child(module: str, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        done.append(task)
-        yield from importlib.import_module(f"benchmarks.{module}").child(json.loads(json.dumps(task)))
-
-    monkeypatch.setattr(measure, "in_child", in_child)
-    return done
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class Border:
     """How well a head keeps the two apart.
 
     false_recall: share of the task's prompts that a head sends to the base model which has not seen any like them.
-    dreams_kept: share of the dreams that go to the base model, alike.
+    dreams_kept: share of the dreams, and of what other tasks have stored, that it does not claim, judged alike.
     others_left: share of the other tasks' stored queries that the head leaves to them; None if there are none.
     """
 
