@@ -230,6 +230,30 @@ def test_what_is_the_base_keeps_everything(
     assert [metrics[name].value for name in KEPT.metrics] == [1.0, 1.0, 0.0]
 
 
+def test_references_are_made_once_for_all_checkpoints(
+    folder: Path, tmp_path: Path, opened: Callable[..., Candidate], run: Callable[..., Result]
+) -> None:
+    kept = tmp_path / "references"
+    alone = {spec: run(opened(spec), [KEPT], fresh=True).tasks["kept"].records for spec in ("base", "siamese", "peft")}
+    run(opened("base"), [KEPT], fresh=True, references=kept)
+    files = {file: file.stat().st_mtime_ns for file in kept.iterdir()}
+    assert len(files) == 2, "a file a batch"
+    for spec in ("siamese", "peft"):
+        found = run(opened(spec), [KEPT], fresh=True, references=kept).tasks["kept"].records
+        for a, b in zip(found, alone[spec], strict=True):
+            assert (a.answer, a.references) == (b.answer, b.references)
+            assert a.measured == pytest.approx(b.measured, rel=1e-5, abs=1e-6)
+    # Of another base they are others.
+    assert {file: file.stat().st_mtime_ns for file in kept.iterdir()} == files
+    run(opened("biased_base"), [KEPT], fresh=True, references=kept)
+    assert len(list(kept.iterdir())) == 4
+    for file in files:
+        file.write_bytes(b"damaged")
+    again = run(opened("base"), [KEPT], fresh=True, references=kept).tasks["kept"].records
+    assert [record.references for record in again] == [record.references for record in alone["base"]]
+    assert all(file.stat().st_size > 100 for file in files), "what cannot be read is made anew"
+
+
 @pytest.mark.parametrize(("spec", "batch_size"), [("siamese", 1), ("siamese", 8), ("prompt", 1), ("prefix", 1)])
 def test_batches_do_not_matter(
     spec: str, batch_size: int, opened: Callable[..., Candidate], run: Callable[..., Result]

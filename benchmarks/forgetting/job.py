@@ -67,5 +67,6 @@ def evaluate(task: dict[str, Any]) -> dict[str, Any]:
         limit=task["limit"],
         batch_size=task["batch_size"],
         progress=False,
+        references=Path(task["references"]),
     )
     return {}

@@ -81,6 +81,11 @@ class Runner(Sitting):
         ):
             write_text(folder / f"{name}.jsonl", "\n".join(part) + "\n")
 
+    @property
+    def references(self) -> Path:
+        """Folder of the base model's answers: they are the same for every checkpoint."""
+        return self.work / self.model / "references"
+
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     def trained(self, method: Method, seed: int, rate: float) -> Path:
@@ -138,6 +143,7 @@ class Runner(Sitting):
             limit=limit,
             limits=self.plan.limits,
             batch_size=EVALUATION_BATCH,
+            references=str(self.references),
         )
 
     def rate(self, method: Method) -> tuple[float, dict[str, float]]:
@@ -178,6 +184,7 @@ class Runner(Sitting):
                 limit=self.plan.limit,
                 limits=self.plan.limits,
                 batch_size=EVALUATION_BATCH,
+                references=str(self.references),
             )
         return output
 

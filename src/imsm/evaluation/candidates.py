@@ -23,6 +23,7 @@ from imsm.config import SiameseConfig
 from imsm.errors import InputError, first_line
 from imsm.evaluation.loading import Loading, load_siamese
 from imsm.evaluation.passes import Pass
+from imsm.evaluation.references import References
 from imsm.evaluation.strength import sample_logits, set_strength, switched_off
 from imsm.fingerprint import add_values
 from imsm.folders import fetch
@@ -56,6 +57,7 @@ class Candidate:
     generate_kwargs: what `generate` and `forward` are called with besides.
     base_pass: gives a context in which the base model itself can be run; its weights are loaded apart only where the
         checkpoint does not hold them, at the first use.
+    references: where the base model's answers are kept for other checkpoints of it, if they are.
     """
 
     spec: str
@@ -65,6 +67,7 @@ class Candidate:
     base: dict[str, Any]
     generate_kwargs: dict[str, Any]
     base_pass: Callable[[], AbstractContextManager[Pass]]
+    references: References | None = None
 
     @property
     def own(self) -> Pass:

@@ -22,6 +22,7 @@ from imsm.evaluation.candidates import Candidate
 from imsm.evaluation.metrics import METRICS
 from imsm.evaluation.partial import Partial, refuse_other, writing
 from imsm.evaluation.progress import RecordBar
+from imsm.evaluation.references import References
 from imsm.evaluation.results import RecordResult, Result, TaskResult, read_result
 from imsm.evaluation.sources import load_records
 from imsm.evaluation.task import Task, TaskRecord
@@ -44,6 +45,7 @@ def evaluate(
     progress: bool = True,
     fresh: bool = False,
     given: Mapping[str, Sequence[TaskRecord]] | None = None,
+    references: Path | None = None,
 ) -> Result:
     """Runs `tasks` on `candidate` and writes the result.
 
@@ -61,6 +63,7 @@ def evaluate(
         progress: show it on standard error.
         fresh: start anew whatever is there.
         given: records of tasks that have no file, by the task's name.
+        references: folder in which the base model's answers to tasks of kept answers are kept, see `References`.
 
     Raises:
         InputError: data are missing or do not fit; `output` is of another evaluation or cannot be written.
@@ -69,6 +72,7 @@ def evaluate(
         raise InputError(f"batch size and limit must be positive, got {batch_size} and {limit}")
     if len({task.name for task in tasks}) < len(tasks):
         raise InputError(f"every task can be given once, got {', '.join(task.name for task in tasks)}")
+    candidate.references = None if references is None else References(references)
     records = {task.name: (given or {}).get(task.name) or load_records(task, data_root, limit, seed) for task in tasks}
     plans = {task.name: plan(candidate, task, records[task.name], batch_size) for task in tasks}
     settings = {
