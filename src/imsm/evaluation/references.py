@@ -98,4 +98,3 @@ def _write(path: Path, references: Sequence[Reference]) -> None:
     beside = path.with_suffix(".new")
     save_file(tensors, beside, {"answers": json.dumps(answers)})
     beside.replace(path)
-
