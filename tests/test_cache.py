@@ -90,6 +90,29 @@ def test_crop_takes_back_tokens(model: SiameseForCausalLM, removed: int, query: 
         assert_same(logits, anew(model, BATCH, start=5 + kept))
 
 
+def test_the_last_token_goes_on_and_back() -> None:
+    """Of each row, what the frozen stream's memory was at its last token that is not padding."""
+    cache = TwinCache()
+    memory = torch.arange(1.0, 13.0).view(2, 6, 1)
+    attended = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0]]).bool()
+
+    def end() -> list[float]:
+        running = cache.past_sums()
+        assert running is not None and running.end is not None
+        return running.end[:, 0].tolist()
+
+    cache.record(memory[:, :3], None, attended[:, :3])
+    assert end() == [3, 8]
+    cache.record(memory[:, 3:], None, attended[:, 3:])
+    assert end() == [6, 10]
+    cache.crop(-2)
+    assert end() == [4, 10]
+    cache.crop(-1)
+    assert end() == [3, 8]
+    cache.batch_select_indices(torch.tensor([1]))
+    assert end() == [8]
+
+
 def test_crop_in_two_steps(llama: SiameseForCausalLM) -> None:
     cache = read(llama, stop=9)
     cache.crop(-1)

@@ -36,7 +36,7 @@ def spoken(name: str | None, count: int, seed: int, least: int = 4, most: int = 
 
 #: Two of each, mixed, and whose they are.
 OWNERS = [*NAMES, None, None, *reversed(NAMES)]
-PROMPTS = [spoken(name, 1, 100 + place)[0] for place, name in enumerate(OWNERS)]
+PROMPTS = [spoken(name, 1, 200 + place)[0] for place, name in enumerate(OWNERS)]
 
 
 def teach(model: SiameseForCausalLM, name: str) -> None:
@@ -340,7 +340,7 @@ def test_a_task_without_a_head_answers_only_by_its_name() -> None:
     model.task = None
     assert generate(model, PROMPTS) == said
     model.activate("blue")
-    model.set_relevance(RelevanceHead(64), [0])
+    model.set_relevance(RelevanceHead(128), [0])
     with pytest.raises(InputError, match="task 'blue' has no stored queries.*imsm adopt"):
         model.add_task("more", LoraConfig(r=4))
 
@@ -358,7 +358,7 @@ def test_a_new_head_leaves_to_the_tasks_before_what_is_theirs() -> None:
     assert fit_border(first, green, nobodys).others_left is None
     red = model.part("red").queries
     assert red is not None and first.relevance is not None
-    assert float((first.relevance(red) > 0).float().mean()) < 0.5
+    assert float((first.relevance(red) > 0).float().mean()) < 0.7
 
 
 def test_a_task_that_is_removed_leaves_the_others() -> None:
@@ -405,7 +405,7 @@ def test_adapters_that_do_not_go_together_leave_the_model_as_it_was() -> None:
 def test_heads_of_all_tasks_read_the_same() -> None:
     model = several()
     with pytest.raises(InputError, match="the heads of all tasks read the same"):
-        model.set_relevance(RelevanceHead(96), [0, 1])
+        model.set_relevance(RelevanceHead(192), [0, 1])
     model.activate("red")
     model.set_relevance(None)
     assert model.rivals == ["green", "blue"] and model.reads == ([0], [])

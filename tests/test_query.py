@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo import tiny_base, tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM, TwinCache
-from imsm.query import answer_boundaries, pool
+from imsm.query import answer_boundaries, ends, pool
 
 QUERY_GATES = ["query_aware", "query_blended"]
 
@@ -86,6 +86,18 @@ def test_one_boundary_for_all_is_the_same_as_one_each(last: int) -> None:
     alone = pool(memory, mask, boundary, None, None)
     each = pool(memory, mask, boundary.expand(-1, memory.shape[1]), None, None)
     torch.testing.assert_close(alone.expand_as(each), each)
+
+
+def test_the_last_token_of_a_query_is_found_behind_padding_and_in_the_cache() -> None:
+    memory = torch.arange(12.0).view(2, 6, 1)
+    attended = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0]]).bool()
+    boundary = torch.tensor([[5, 2, 1, -1], [5, 1, 0, -1]])
+    assert ends(memory, attended, boundary)[..., 0].tolist() == [[5, 2, 0, 0], [8, 6, 6, 0]]
+    past = torch.tensor([[-1.0], [-2.0]])
+    assert ends(memory, attended, boundary, past=past)[..., 0].tolist() == [[5, 2, -1, -1], [8, 6, 6, -2]]
+    # Of packed examples, each has its own.
+    first = torch.tensor([[3, 0, 0, 0], [4, 1, 0, 0]])
+    assert ends(memory, attended, boundary, first)[..., 0].tolist() == [[5, 2, 0, 0], [0, 0, 6, 0]]
 
 
 def test_mean_of_an_empty_query_is_zero() -> None:

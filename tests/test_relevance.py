@@ -42,12 +42,13 @@ def with_head(gate: str, architecture: str = "llama", method: str = "lora") -> S
 
 
 def query_of(model: SiameseForCausalLM, prompt: list[int]) -> Tensor:
-    """What the head reads of a prompt, (2d,)."""
+    """What the head reads of a prompt, (4d,)."""
     with torch.no_grad():
         out = model.streams.frozen({"input_ids": torch.tensor([prompt]), "output_hidden_states": True}, None)
         memory = model.streams.tap.memory
         assert memory is not None
-    return torch.cat([memory[0].mean(dim=0), out.hidden_states[1][0].mean(dim=0)]).float()
+    wide = torch.cat([memory[0], out.hidden_states[1][0]], dim=-1).float()
+    return torch.cat([wide.mean(dim=0), wide[-1]])
 
 
 def left(model: SiameseForCausalLM, shift: float = 0.0) -> list[bool]:

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         other = [tokenizer(record.prompt)["input_ids"] for record in ASKED]
         queries = [frozen_queries(model, prompts) for prompts in (own, other)]
-        head = RelevanceHead(model.config.hidden_size)
+        head = RelevanceHead(queries[0].shape[1])
         with torch.no_grad():
             # Across what tells them apart, so that some of both lie on either side within the dial's reach.
             apart = nn.functional.normalize(queries[1].mean(dim=0) - queries[0].mean(dim=0), dim=0)

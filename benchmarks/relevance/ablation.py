@@ -38,7 +38,7 @@ DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
 DREAMS = (40, 120, 160, 200, 270)
 #: Prompts of the task in each dress, at most.
 PROMPTS = (40, 80, 160)
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+PENALTIES = (0.03, 0.1, 0.2, 0.3, 1.0)
 #: Share of the task's prompts that may be left to the base model.
 FALSE_RECALL = 0.01
 
@@ -54,11 +54,11 @@ class Choice:
     and the task's prompts at most, and the fit's penalty."""
 
     dress: str
-    pooling: str = "mean"
+    pooling: str = "both"
     layers: str = "all"
     dreams: int = 200
-    prompts: int = 160
-    penalty: float = 0.1
+    prompts: int = 80
+    penalty: float = 0.2
 
 
 class Bank:

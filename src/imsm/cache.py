@@ -16,7 +16,7 @@ from transformers.cache_utils import (
 )
 
 from imsm.errors import InputError
-from imsm.query import RunningQuery
+from imsm.query import RunningQuery, ends
 
 
 class TwinCache(Cache):
@@ -52,6 +52,8 @@ class TwinCache(Cache):
         self.sole: float | None = None
         self.task: str | None = None
         self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
+        #: The frozen memory of the last token before those of `_last`.
+        self._end: Tensor | None = None
         self._rows: int | None = None
 
     @property
@@ -148,11 +150,13 @@ class TwinCache(Cache):
             return new if total is None else total + new
 
         past = self.running
+        self._end = past.end if past else None
         count = attended.float().sum(dim=1, keepdim=True)
         self.running = RunningQuery(
             add(past.base if past else None, base),
             add(past.tuned if past else None, tuned),
             count if past is None else past.count + count,
+            newest(base, attended, self._end),
         )
         self._last = (base, tuned, attended)
         self.seen += attended.shape[1]
@@ -192,7 +196,7 @@ class TwinCache(Cache):
     def reset(self) -> None:
         for part in self.parts:
             part.reset()
-        self.seen, self.running, self._last, self._rows = 0, None, None, None
+        self.seen, self.running, self._last, self._end, self._rows = 0, None, None, None, None
         self.task = None
         self.begin_answer(None)
 
@@ -225,6 +229,7 @@ class TwinCache(Cache):
             subtract(self.running.base, base),
             subtract(self.running.tuned, tuned),
             self.running.count - weights.sum(dim=-1),
+            newest(None if base is None else base[:, :kept], attended[:, :kept], self._end),
         )
         self._last = (
             None if base is None else base[:, :kept],
@@ -265,6 +270,7 @@ class TwinCache(Cache):
         if self._last is not None:
             base, tuned, attended = self._last
             self._last = (pick(base), pick(tuned), attended.index_select(0, rows.to(attended.device)))
+        self._end = pick(self._end)
 
     @property
     def is_compileable(self) -> bool:
@@ -282,6 +288,20 @@ class TwinCache(Cache):
     @property
     def batch_size(self) -> int:
         return self._rows if self._rows is not None else self.parts[0].batch_size
+
+
+def newest(memory: Tensor | None, attended: Tensor, before: Tensor | None) -> Tensor | None:
+    """The memory of the last attended token of each row, (B, d) float32; `before` where no new one is.
+
+    Args:
+        memory: (B, T, d), of the new tokens; None if the stream was not run.
+        attended: (B, T) bool.
+        before: (B, d), of the last token before them.
+    """
+    if memory is None or not memory.shape[1]:
+        return before
+    last = torch.full((len(attended), 1), attended.shape[1] - 1, device=memory.device)
+    return ends(memory, attended, last, past=before)[:, 0]
 
 
 def joinable(cache: Cache) -> bool:

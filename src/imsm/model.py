@@ -347,7 +347,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
             if base is not None:
                 wide = self.streams.widened(base) if widened is None else widened
             if how.force is None and self.pools_query:
-                query = pooled(queries, wide, tuned, cache)
+                query = pooled(queries, wide, tuned, cache, self.relevance is not None)
                 if turn is not None and query[0] is not None:
                     query = (torch.cat([query[0][..., : self.config.hidden_size], turn], dim=-1), query[1])
             if cache is not None:
@@ -373,7 +373,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
             nonlocal how, widened
             assert queries is not None and cache is not None
             widened = self.streams.widened(base)
-            judged = queries.mean(widened) if turn is None else turn
+            judged = queries.read(widened) if turn is None else turn
             self.settle_task(judged, how, cache)
             cache.sole = sole_stream(self.gate, self.relevance, judged, how)
             if cache.sole is not None:

@@ -1,5 +1,7 @@
 """The pooled query q̄: which tokens a position's query holds, and their mean memory (paper: "Query-aware gate").
 
+A relevance head reads the last token's memory beside the mean.
+
 A position's query is every attended token up to its *boundary*, an index into the whole sequence. Boundaries come from
 the labels in training (an answer's query is all that precedes the answer), from the prompt's length in generation, and
 are the position itself where neither is known, so that the mean stays causal. Where several examples are packed into a
@@ -128,23 +130,41 @@ class Queries:
             return pool_within(memory, self.attended, self.boundary, self.first)[:, self.kept]
         return pool(memory, self.attended, self.boundary, past_sum, None if past is None else past.count)
 
+    def read(self, memory: Tensor, past: RunningQuery | None = None) -> Tensor:
+        """What a relevance head reads of each query: the mean, and behind it the last token's, (B, K or 1, 2 d) float32.
 
-def pooled(queries: Queries | None, base: Tensor | None, tuned: Tensor | None, cache: Any) -> tuple[Any, Any]:
+        Args:
+            memory: (B, T, d), of the frozen stream.
+            past: what a cache knows of the tokens before.
+        """
+        boundary, first = self.boundary, self.first
+        if self.within:
+            boundary, first = boundary[:, self.kept], None if first is None else first[:, self.kept]
+        mean = self.mean(memory, past, None if past is None else past.base)
+        return torch.cat(
+            [mean, ends(memory, self.attended, boundary, first, None if past is None else past.end)], dim=-1
+        )
+
+
+def pooled(
+    queries: Queries | None, base: Tensor | None, tuned: Tensor | None, cache: Any, for_head: bool = False
+) -> tuple[Any, Any]:
     """q̄ and q̄' of the kept positions, each (B, K or 1, d) float32, None for a stream that was not run.
 
     Args:
         queries: None if the cache has them.
         base, tuned: memories (B, T, d).
         cache: the streams', or None.
+        for_head: a relevance head reads the first, which then is (B, K or 1, 2 d), see `Queries.read`.
     """
     if queries is None:
         return cache.query  # type: ignore[no-any-return]
     past = cache.past_sums() if cache is not None else None
     base_sum, tuned_sum = (None, None) if past is None else (past.base, past.tuned)
-    return (
-        None if base is None else queries.mean(base, past, base_sum),
-        None if tuned is None else queries.mean(tuned, past, tuned_sum),
-    )
+    own = None
+    if base is not None:
+        own = queries.read(base, past) if for_head else queries.mean(base, past, base_sum)
+    return own, None if tuned is None else queries.mean(tuned, past, tuned_sum)
 
 
 def kept_queries(
@@ -205,11 +225,13 @@ class RunningQuery:
 
     base, tuned: (B, d) float32; None for a stream that was not run.
     count: (B, 1) float32, attended tokens.
+    end: (B, d) float32, the frozen memory of the last of them; 0 where there is none.
     """
 
     base: Tensor | None
     tuned: Tensor | None
     count: Tensor
+    end: Tensor | None = None
 
     def select(self, rows: Tensor) -> RunningQuery:
         """The sums of the given batch rows, in their order."""
@@ -217,7 +239,8 @@ class RunningQuery:
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.index_select(0, rows.to(x.device))
 
-        return RunningQuery(pick(self.base), pick(self.tuned), self.count.index_select(0, rows.to(self.count.device)))
+        count = self.count.index_select(0, rows.to(self.count.device))
+        return RunningQuery(pick(self.base), pick(self.tuned), count, pick(self.end))
 
 
 def pool(
@@ -249,6 +272,29 @@ def pool(
         total = total + past_sum[:, None, :]
         count = count + past_count[:, None, :]
     return total / count.clamp(min=1)
+
+
+def ends(
+    memory: Tensor, attended: Tensor, boundary: Tensor, first: Tensor | None = None, past: Tensor | None = None
+) -> Tensor:
+    """Memory of the last attended token up to each boundary.
+
+    Args:
+        memory: (B, T, d), memories of the new tokens.
+        attended: (B, T) bool, the new tokens that are not padding.
+        boundary: (B, K) int64, counted from the first new token; −1: before it.
+        first: (B, K) int64, first token of each query; 0 without it.
+        past: (B, d), that of the last token before the new ones.
+
+    Returns:
+        (B, K, d) float32; 0 where there is none.
+    """
+    place = torch.arange(memory.shape[1], device=memory.device)
+    held = torch.where(attended, place, -1).cummax(dim=1).values
+    last = torch.where(boundary >= 0, held.gather(1, boundary.clamp(min=0)), -1)
+    there = last >= (0 if first is None else first)
+    found = memory.gather(1, last.clamp(min=0)[..., None].expand(-1, -1, memory.shape[-1])).float()
+    return torch.where(there[..., None], found, 0.0 if past is None else past[:, None, :])
 
 
 def pool_within(memory: Tensor, attended: Tensor, boundary: Tensor, first: Tensor | None = None) -> Tensor:

@@ -1,8 +1,8 @@
 """The relevance head: is a query the adapter's business, or the base model's?
 
-A linear map of the mean, over the query, of the frozen memory and of the frozen stream's hidden states at some depths. It
-stands in front of the gate, and its answer is sharp: a query that is not the task's gets the base model's memories alone,
-bit for bit.
+A linear map of the frozen memory and of the frozen stream's hidden states at some depths: their mean over the query, and
+what they are at its last token. It stands in front of the gate, and its answer is sharp: a query that is not the task's
+gets the base model's memories alone, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RelevanceHead(nn.Module):
     """logit = q̄ · w + b of a frozen pooled query; above 0 the base model answers.
 
     Args:
-        width: F of a query: that of a memory and, for each depth, that of the hidden states.
+        width: F of a query: mean and last token, each of a memory and, for each depth, of the hidden states.
     """
 
     def __init__(self, width: int) -> None:
@@ -68,7 +68,7 @@ def fit_relevance(
     other: Tensor,
     alike: Tensor | None = None,
     *,
-    penalty: float = 0.1,
+    penalty: float = 0.2,
     false_recall: float = 0.01,
     folds: int = FOLDS,
 ) -> Fitted:

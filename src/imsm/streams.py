@@ -194,7 +194,7 @@ class Streams(nn.Module):
         memory, self.tap.memory = self.tap.memory, None
         assert memory is not None
         last = torch.full((len(ids), 1), ids.shape[1] - 1, device=memory.device)
-        return Queries(mask.bool().to(memory.device), last).mean(self.widened(memory))
+        return Queries(mask.bool().to(memory.device), last).read(self.widened(memory))
 
     def _view(self, name: str) -> Any:
         """The frozen or the shared view, made anew when adapters were added or switched off."""

@@ -109,7 +109,7 @@ class DreamsConfig:
     answer_tokens: int = 16
     weight: float = 4.0
     gate_steps: int = 400
-    task_prompts: int = 160
+    task_prompts: int = 80
     false_recall: float = 0.01
     anchors: str | None = None
 
