@@ -173,12 +173,19 @@ def test_features_are_kept_and_ablated(
     assert main(run) == 0 and len(computed) == 1  # the damaged one alone
     monkeypatch.setattr(ablation, "PENALTIES", (0.01, 0.1))
     monkeypatch.setattr(ablation, "DREAMS", (4, 200))
+    monkeypatch.setattr(ablation, "DRAWN", (("mean", 0.1, 2), ("both", 0.1, 40)))
     monkeypatch.setattr(ablation, "DEPTHS", {"memory": ("memory",), "all": features.LAYERS})
     assert main([*ablate, "--test"]) == 2 and "no features of the test sets" in capsys.readouterr().err
     assert main([*run, "--test"]) == 0 and main([*ablate, "--test"]) == 0
     page = capsys.readouterr().out
     content = json.loads((out / f"{folder.name}.json").read_text())
     assert len(content["choices"]) >= 9 + 3 * 2 + 2 * 2 - 2 and len(content["test"]) == 2
+    few, all_there = content["drawn"]
+    assert (few["pooling"], few["prompts"]) == ("mean", 2) and 0 <= few["task"]["worst"] <= few["task"]["mean"] <= 1
+    whole = next(found for found in content["choices"] if all(found[k] == v for k, v in content["default"].items()))
+    # Whatever is drawn of so few, it is all of them.
+    assert all_there["base"]["mean"] == pytest.approx(whole["rules"][ablation.DEFAULT_RULE]["base"])
+    assert "### Drawn anew, 6 times" in page and "| both | 0.1 | 40 |" in page
     best = max(content["choices"], key=lambda found: (found["rules"][ablation.DEFAULT_RULE]["right"], found["auc"]))
     assert all(best[key] == value for key, value in content["best"].items())
     assert "### Share sent to the base, test" in page and "| trained | 5 | task |" in page
@@ -198,7 +205,7 @@ def test_shares_follow_from_the_head(tmp_path: Path) -> None:
     (tmp_path / features.INDEX).write_text(json.dumps({"model": "m", "layers": {}, "sets": index}))
     bank = ablation.Bank(tmp_path)
     assert bank.dresses() == ["trained, plain dreams"]
-    choice = ablation.Choice("trained, plain dreams", layers="memory")
+    choice = ablation.Choice("trained, plain dreams", pooling="mean", layers="memory")
     made = ablation.result(bank, choice, "validation")
     assert made["auc"] == made["worst_auc"] == 1 and made["rules"]["half way"]["right"] == 1
     assert made["rules"]["half way"]["shares"][:2] == [0, 1] and 0 < made["rules"]["half way"]["shares"][2] < 1
@@ -210,7 +217,7 @@ def test_shares_follow_from_the_head(tmp_path: Path) -> None:
     fitted = fit_relevance(task, dreams, penalty=choice.penalty)
     expected = fitted.head(load_file(tmp_path / "validation" / "bare.safetensors")["mean.memory"])[:, 0].double()
     torch.testing.assert_close(logits["bare"], expected.detach())
-    fewer = ablation.judge(bank, ablation.Choice(choice.dress, layers="memory", dreams=8), "validation")[0]
+    fewer = ablation.judge(bank, ablation.Choice(choice.dress, pooling="mean", layers="memory", dreams=8), "validation")[0]
     assert not torch.equal(fewer["bare"], logits["bare"])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ DREAMS = (40, 120, 160, 200, 270)
 #: Prompts of the task in each dress, at most.
 PROMPTS = (40, 80, 160)
 PENALTIES = (0.03, 0.1, 0.2, 0.3, 1.0)
+#: How often a head is fitted anew to prompts and dreams drawn at random, and for which of the values above.
+DRAWS = 6
+DRAWN = tuple(itertools.product(("mean", "both"), (0.1, 0.2), (40, 80, 160)))
 #: Share of the task's prompts that may be left to the base model.
 FALSE_RECALL = 0.01
 
@@ -51,7 +55,7 @@ DEFAULT_RULE = "fifth"
 @dataclass(frozen=True)
 class Choice:
     """How a head is made, as training does it unless told otherwise: keys of `DRESSES`, `FEATURES` and `DEPTHS`, the dreams
-    and the task's prompts at most, and the fit's penalty."""
+    and the task's prompts at most, and the fit's penalty. `draw`: the seed by which they are drawn; 0 takes the first ones."""
 
     dress: str
     pooling: str = "both"
@@ -59,6 +63,7 @@ class Choice:
     dreams: int = 200
     prompts: int = 80
     penalty: float = 0.1
+    draw: int = 0
 
 
 class Bank:
@@ -144,6 +149,7 @@ def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
         "default": asdict(default),
         "best": asdict(best),
         "choices": [{**asdict(choice), **found} for choice, found in made.items()],
+        "drawn": drawn(bank, default),
         "commit": machine.commit(),
         "versions": machine.versions(),
         "machine": machine.machine(),
@@ -191,9 +197,11 @@ def result(bank: Bank, choice: Choice, split: str) -> dict[str, Any]:
 def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Each set's logits (N,), and where each rule draws the border."""
     tasks, dreams = bank.dressed(choice.dress)
-    task = torch.cat([bank.of("fit", name, choice)[: choice.prompts] for name in tasks])
-    # Fewer dreams are the first ones of each kind.
-    other = torch.cat([bank.of("fit", name, choice)[: choice.dreams // len(dreams)] for name in dreams])
+    # The same examples in every dress, and as many dreams of each kind.
+    task = torch.cat([some(bank.of("fit", name, choice), choice.prompts, choice.draw) for name in tasks])
+    other = torch.cat(
+        [some(bank.of("fit", name, choice), choice.dreams // len(dreams), choice.draw) for name in dreams]
+    )
     fitted = fit_relevance(task, other, penalty=choice.penalty, folds=0)
     with torch.no_grad():
         logits = {
@@ -203,6 +211,34 @@ def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], di
         own, seen = (fitted.head(features)[:, 0].double() for features in (task, other))
     least, most = own.quantile(1 - FALSE_RECALL), seen.quantile(STRAY_DREAMS)
     return logits, {name: float(least + place * (most - least).clamp(min=0)) for name, place in RULES.items()}
+
+
+def some(features: Tensor, most: int, draw: int) -> Tensor:
+    """The first rows, or with a seed any ones, at most so many."""
+    if draw:
+        features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(draw))]
+    return features[:most]
+
+
+def drawn(bank: Bank, default: Choice) -> list[dict[str, Any]]:
+    """What the values of `DRAWN` come to over `DRAWS` draws: mean and standard deviation of the shares that go right, and the
+    mean of the worst set's."""
+    found = []
+    judged = bank.judged("validation")
+    for pooling, penalty, prompts in DRAWN:
+        choice = replace(default, pooling=pooling, penalty=penalty, prompts=prompts)
+        rules = [
+            result(bank, replace(choice, draw=draw), "validation")["rules"][DEFAULT_RULE]
+            for draw in range(1, DRAWS + 1)
+        ]
+        entry: dict[str, Any] = {"pooling": pooling, "penalty": penalty, "prompts": prompts}
+        for side, right in (("task", 0), ("base", 1)):
+            places = [place for place, part in enumerate(judged) if part["wanted"] == side]
+            shares = [rule[side] for rule in rules]
+            worst = [min(1 - abs(rule["shares"][place] - right) for place in places) for rule in rules]
+            entry[side] = {"mean": fmean(shares), "deviation": stdev(shares), "worst": fmean(worst)}
+        found.append(entry)
+    return found
 
 
 def area(above: Tensor, below: Tensor) -> float:

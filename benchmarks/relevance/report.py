@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.relevance.ablation import DEFAULT_RULE
+from benchmarks.relevance.ablation import DEFAULT_RULE, DRAWS
 
 #: What tells one choice from another.
 KEYS = ("dress", "pooling", "layers", "dreams", "prompts", "penalty")
@@ -22,6 +22,7 @@ def text(content: dict[str, Any]) -> str:
     ]
     if "test" in content:
         parts += ["### Share sent to the base, test\n", shares(content["test_sets"], content["test"])]
+    parts += [f"### Drawn anew, {DRAWS} times\n", draws(content["drawn"])]
     parts += [
         f"### Choices\n\nMean share that goes right over the task's sets and over the base's, border {DEFAULT_RULE}.\n",
         choices(content),
@@ -52,6 +53,17 @@ def shares(sets: dict[str, Any], found: list[dict[str, Any]]) -> str:
         lines.append([name, str(count), wanted, *(f"{rule['shares'][place]:.2f}" for _, rule in columns)])
     for side in ("task", "base"):
         lines.append([f"right, {side}", "", "", *(f"{rule[side]:.3f}" for _, rule in columns)])
+    return rows(lines)
+
+
+def draws(found: list[dict[str, Any]]) -> str:
+    """A row for each of the values drawn for: mean share right ± its deviation, and that of the worst set."""
+    lines = [["pooling", "penalty", "prompts", "task", "worst", "base", "worst"], ["---"] * 7]
+    for made in found:
+        own = [str(made[key]) for key in ("pooling", "penalty", "prompts")]
+        for side in ("task", "base"):
+            own += [f"{made[side]['mean']:.3f} ± {made[side]['deviation']:.3f}", f"{made[side]['worst']:.3f}"]
+        lines.append(own)
     return rows(lines)
 
 
