@@ -209,6 +209,37 @@ def test_claims_follow_from_the_figures() -> None:
     assert not claims.claims([group("lora", 0.8, 0.2)])
 
 
+def measured(name: str, target: float, again: float, kept: float, near: float, drift: float) -> report.Group:
+    """A method's group with a target, one rewording, and three tasks of what is retained."""
+    made = group(name, 0.5, 0.5)
+
+    def task(kind: str, score: str, **values: float) -> dict[str, Any]:
+        return {"title": "T", "kind": kind, "score": score, "metrics": {key: [v, 0, 1] for key, v in values.items()}}
+
+    made.records[0].settings.update(target="target", reworded=["again"], retained=["ask", "kept", claims.NEAR, "text"])
+    made.records[0].tasks.update(
+        target=task("answer", "exact_match", exact_match=target),
+        again=task("answer", "exact_match", exact_match=again),
+        ask=task("answer", "contains", contains=kept / 2),
+        kept=task("kept", "identical", identical=kept, divergence=drift),
+        text=task("text", "cross_entropy", cross_entropy=4 + drift),
+    )
+    made.records[0].tasks[claims.NEAR] = task("kept", "identical", identical=near, divergence=drift)
+    return made
+
+
+def test_promises_are_held_against_lora_and_the_base() -> None:
+    base, lora = measured("base", 0.0, 0.0, 1.0, 1.0, 0.0), measured("lora", 0.7, 0.5, 0.1, 0.2, 1.0)
+    good, bad = measured("imsm", 0.696, 0.49, 0.99, 0.9, 0.004), measured("imsm", 0.694, 0.48, 0.97, 0.89, 0.006)
+    paper = measured("imsm-paper", 0.695, 0.5, 0.3, 0.3, 1.0)
+    for ours, holds in ((good, True), (bad, False)):
+        made = claims.promises(ours, lora, base, paper)
+        # The score on questions is 0.99 and 0.97 of the base's.
+        assert [claim.holds for claim in made] == [holds] * 8
+    assert "(0.980 times)" in claims.promises(good, lora, base, None)[1].text
+    assert len(claims.claims([base, lora, good])) == 7 + 2
+
+
 def scored(name: str, score: float, varied: str = "") -> report.Group:
     made = group(name, 0.5, 0.5, varied)
     task = {"title": "T", "kind": "answer", "score": "exact_match", "metrics": {"exact_match": [score, 0.0, 1.0]}}

@@ -217,7 +217,9 @@ def test_shares_follow_from_the_head(tmp_path: Path) -> None:
     fitted = fit_relevance(task, dreams, penalty=choice.penalty)
     expected = fitted.head(load_file(tmp_path / "validation" / "bare.safetensors")["mean.memory"])[:, 0].double()
     torch.testing.assert_close(logits["bare"], expected.detach())
-    fewer = ablation.judge(bank, ablation.Choice(choice.dress, pooling="mean", layers="memory", dreams=8), "validation")[0]
+    fewer = ablation.judge(
+        bank, ablation.Choice(choice.dress, pooling="mean", layers="memory", dreams=8), "validation"
+    )[0]
     assert not torch.equal(fewer["bare"], logits["bare"])
 
 
