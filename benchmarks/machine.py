@@ -28,6 +28,7 @@ def commit() -> str:
             ":!benchmarks/results",
             ":!benchmarks/continual/results",
             ":!benchmarks/forgetting/results",
+            ":!benchmarks/inside/results",
             ":!benchmarks/relevance/results",
         )
     except (OSError, subprocess.CalledProcessError):

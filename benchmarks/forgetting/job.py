@@ -20,17 +20,18 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     """Trains into `folder`; gives the run's metrics."""
     from imsm import train as run
 
-    return dict(run(_config(task)).metrics)
+    return dict(run(run_config(task)).metrics)
 
 
 def adopt(task: dict[str, Any]) -> dict[str, Any]:
     """Adopts the adapter in `adapter` into `folder`; gives what its fit came to."""
     from imsm import adopt as run
 
-    return dict(run(task["adapter"], _config(task)).metrics)
+    return dict(run(task["adapter"], run_config(task)).metrics)
 
 
-def _config(task: dict[str, Any]) -> Any:
+def run_config(task: dict[str, Any]) -> Any:
+    """The `TrainConfig` of a training task."""
     from benchmarks.forgetting.plan import train_config
     from imsm import DataConfig
 
@@ -51,6 +52,12 @@ def _config(task: dict[str, Any]) -> Any:
 def evaluate(task: dict[str, Any]) -> dict[str, Any]:
     """Evaluates `spec` on `tasks` into the file `output`, or goes on where that was cut."""
     from imsm.evaluation.candidates import open_candidate
+
+    return evaluate_candidate(task, open_candidate(task["spec"], base=task["model"], dtype="float32"))
+
+
+def evaluate_candidate(task: dict[str, Any], candidate: Any) -> dict[str, Any]:
+    """The same for a `Candidate` that is loaded."""
     from imsm.evaluation.running import evaluate as run
     from imsm.evaluation.tasks import TASKS, find_tasks
 
@@ -58,7 +65,6 @@ def evaluate(task: dict[str, Any]) -> dict[str, Any]:
         tasks = [replace(TASKS[task["target"]], name=VALIDATION, title="Validation", file="validation.jsonl", hub=None)]
     else:
         tasks = [replace(one, limit=task["limits"].get(one.name, one.limit)) for one in find_tasks(task["tasks"])]
-    candidate = open_candidate(task["spec"], base=task["model"], dtype="float32")
     run(
         candidate,
         tasks,
