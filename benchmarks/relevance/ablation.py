@@ -221,8 +221,8 @@ def some(features: Tensor, most: int, draw: int) -> Tensor:
 
 
 def drawn(bank: Bank, default: Choice) -> list[dict[str, Any]]:
-    """What the values of `DRAWN` come to over `DRAWS` draws: mean and standard deviation of the shares that go right, and the
-    mean of the worst set's."""
+    """What the values of `DRAWN` come to over `DRAWS` draws: mean and standard deviation of the share that goes right over all
+    sets but conversations, and the mean of the worst set's."""
     found = []
     judged = bank.judged("validation")
     for pooling, penalty, prompts in DRAWN:
@@ -233,10 +233,14 @@ def drawn(bank: Bank, default: Choice) -> list[dict[str, Any]]:
         ]
         entry: dict[str, Any] = {"pooling": pooling, "penalty": penalty, "prompts": prompts}
         for side, right in (("task", 0), ("base", 1)):
-            places = [place for place, part in enumerate(judged) if part["wanted"] == side]
-            shares = [rule[side] for rule in rules]
-            worst = [min(1 - abs(rule["shares"][place] - right) for place in places) for rule in rules]
-            entry[side] = {"mean": fmean(shares), "deviation": stdev(shares), "worst": fmean(worst)}
+            places = [
+                place
+                for place, part in enumerate(judged)
+                if part["wanted"] == side and not part["name"].startswith("turns-")
+            ]
+            each = [[1 - abs(rule["shares"][place] - right) for place in places] for rule in rules]
+            means = [fmean(shares) for shares in each]
+            entry[side] = {"mean": fmean(means), "deviation": stdev(means), "worst": fmean(map(min, each))}
         found.append(entry)
     return found
 
