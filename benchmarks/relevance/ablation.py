@@ -62,7 +62,7 @@ class Choice:
     layers: str = "all"
     dreams: int = 200
     prompts: int = 80
-    penalty: float = 0.1
+    penalty: float = 0.2
     draw: int = 0
 
 

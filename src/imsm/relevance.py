@@ -68,7 +68,7 @@ def fit_relevance(
     other: Tensor,
     alike: Tensor | None = None,
     *,
-    penalty: float = 0.1,
+    penalty: float = 0.2,
     false_recall: float = 0.01,
     folds: int = FOLDS,
 ) -> Fitted:
