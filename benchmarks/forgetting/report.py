@@ -21,10 +21,11 @@ This page is made by `python -m benchmarks.forgetting report` from the records i
 `python -m benchmarks.forgetting run --data-root DATA` makes as [plan.yaml](../benchmarks/forgetting/plan.yaml) says.
 
 Every method learns the same {training} Banking77 records (name one of 77 intents of a bank customer's message) in the same
-order for the same number of steps. Each has the same small search: its learning rates are tried with the first seed, and the
-one that scores best on {validation} validation records of the training file is used. The test records, up to {limit} a task{limits}, are
-looked at once, after that. This is a small model, one task and a short training: what holds here need not hold at 7 B, and
-what fails here need not fail there.
+order for the same number of steps. All that train the same LoRA use one learning rate; every other method tries two with the
+first seed, and the one that scores best on {validation} validation records of the training file is used. The test records, up to
+{limit} a task{limits}, are looked at after that, once; one setting of IMSM's was chosen after a look at some of them, as
+[experiments.md](experiments.md) tells. This is a small model, one task and a short training: what holds here need not hold at
+7 B, and what fails here need not fail there.
 
 - **Target**: exact match on Banking77's test records.
 - **Reworded**: the mean of the same over prompts in other words, none of which is trained on, on fewer records each
@@ -97,7 +98,9 @@ def text(by_model: dict[str, list[Group]]) -> str:
             training=f"{settings['training_records']:,}",
             validation=settings["validation_records"],
             limit=settings["limit"],
-            limits="".join(f" ({count} of {name})" for name, count in settings["limits"].items()),
+            limits=f" ({', '.join(f'{count} of {name}' for name, count in settings['limits'].items())})"
+            if settings["limits"]
+            else "",
         ),
         "![target against retained](forgetting.png)\n",
     ]
