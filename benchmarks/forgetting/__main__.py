@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
-import time
 from pathlib import Path
 
+from benchmarks.commands import deadline, exit_status, run_and_report, start
 from imsm.errors import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -15,53 +13,50 @@ HERE = Path(__file__).resolve().parent
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.forgetting", description=__doc__)
-    verbs = made.add_subparsers(dest="verb", required=True, metavar="{run,report}")
-    run = verbs.add_parser("run", help="train and evaluate what is not done yet")
-    run.add_argument("--data-root", type=Path, required=True, help="folder with the tasks' files")
+    made, run, report = run_and_report(
+        "forgetting", __doc__, "make docs/forgetting.md and its picture from the records"
+    )
     run.add_argument("--model", nargs="+", default=["smollm2", "gemma3"], help="smollm2, gemma3 or a model's folder")
     run.add_argument("--plan", type=Path, default=HERE / "plan.yaml", help="what is to be done")
-    run.add_argument("--work", type=Path, default=Path("forgetting"), help="folder for checkpoints and full outputs")
     run.add_argument("--methods", nargs="+", default=[], help="names of the plan's methods (default: all)")
-    run.add_argument("--budget-minutes", type=float, default=float("inf"), help="begin no job after this time")
-    report = verbs.add_parser("report", help="make docs/forgetting.md and its picture from the records")
     report.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs", help="folder that is written to")
-    for verb in (run, report):
-        verb.add_argument("--out", type=Path, default=HERE / "results", help="folder of the records")
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; returns the exit status, 2 for what the user can mend."""
     args = parser().parse_args(arguments)
-    try:
-        if args.verb == "report":
-            from benchmarks.forgetting import report
+    return exit_status(lambda: report(args) if args.verb == "report" else run(args))
 
-            print(report.write(args.out, args.docs))
-            return 0
-        from benchmarks.forgetting.plan import read_plan
-        from benchmarks.forgetting.run import Runner
-        from benchmarks.models import model_folder
 
-        deadline = time.monotonic() + 60 * args.budget_minutes
-        for model in args.model:
-            name = Path(model).name
-            plan = read_plan(name, args.plan)
-            if unknown := [method for method in args.methods if method not in plan.methods]:
-                raise InputError(
-                    f"the plan for {name} has no method {', '.join(unknown)}; it has {', '.join(plan.methods)}"
-                )
-            folders = (args.data_root, args.work.resolve(), args.out)
-            runner = Runner(plan, name, model_folder(model), *folders, deadline, tuple(args.methods))
-            runner.run()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+def report(args: argparse.Namespace) -> None:
+    """Writes the page."""
+    from benchmarks.forgetting.report import write
+
+    print(write(args.out, args.docs))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the arguments say.
+
+    Raises:
+        InputError: an argument is wrong, data are missing, or what is there was made otherwise.
+    """
+    from benchmarks.forgetting.plan import read_plan
+    from benchmarks.forgetting.run import Runner
+    from benchmarks.models import model_folder
+
+    end = deadline(args)
+    for model in args.model:
+        name = Path(model).name
+        plan = read_plan(name, args.plan)
+        if unknown := [method for method in args.methods if method not in plan.methods]:
+            raise InputError(
+                f"the plan for {name} has no method {', '.join(unknown)}; it has {', '.join(plan.methods)}"
+            )
+        folders = (args.data_root, args.work.resolve(), args.out)
+        Runner(plan, name, model_folder(model), *folders, end, tuple(args.methods)).run()
 
 
 if __name__ == "__main__":
-    # So that a run that is cut ends the process that works, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    raise SystemExit(main())
+    start(main)

@@ -3,51 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
-import time
 from pathlib import Path
 
+from benchmarks.commands import deadline, exit_status, run_and_report, start
 from imsm.errors import InputError
-
-HERE = Path(__file__).resolve().parent
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.inside", description=__doc__)
-    verbs = made.add_subparsers(dest="verb", required=True, metavar="{run,report}")
-    run = verbs.add_parser("run", help="train and evaluate what is not done yet")
-    run.add_argument("--data-root", type=Path, required=True, help="folder with the tasks' files")
+    made, run, _ = run_and_report("inside", __doc__, "print a table of the records")
     run.add_argument("--model", default="smollm2", help="smollm2, gemma3 or a model's folder")
-    run.add_argument("--work", type=Path, default=Path("inside"), help="folder for checkpoints and full outputs")
     run.add_argument(
         "--layers", type=int, nargs="+", help="layers, from 0 (default: a third and two thirds of the way up)"
     )
     run.add_argument("--variants", nargs="+", default=[], help="lora, final, both and layers (default: all)")
     run.add_argument("--records", type=int, default=1200, help="training records (default: 1200)")
     run.add_argument("--seed", type=int, default=0, help="of all trainings (default: 0)")
-    run.add_argument("--budget-minutes", type=float, default=float("inf"), help="begin no job after this time")
-    report = verbs.add_parser("report", help="print a table of the records")
-    for verb in (run, report):
-        verb.add_argument("--out", type=Path, default=HERE / "results", help="folder of the records")
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; returns the exit status, 2 for what the user can mend."""
     args = parser().parse_args(arguments)
-    try:
-        if args.verb == "report":
-            from benchmarks.inside import report
+    return exit_status(lambda: report(args) if args.verb == "report" else run(args))
 
-            print(report.text(args.out))
-        else:
-            run(args)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+def report(args: argparse.Namespace) -> None:
+    """Prints the table."""
+    from benchmarks.inside.report import text
+
+    print(text(args.out))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from benchmarks.models import model_folder
     from imsm.relevance import usual_depths
 
-    deadline = time.monotonic() + 60 * args.budget_minutes
+    end = deadline(args)
     if unknown := [name for name in args.variants if name not in VARIANTS]:
         raise InputError(f"--variants must be some of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
     if args.records < 1:
@@ -76,10 +61,8 @@ def run(args: argparse.Namespace) -> None:
     layers = sorted(usual_depths(count) if args.layers is None else args.layers)
     refuse_layers(layers, count)
     plan = make_plan(name, layers, args.variants or list(VARIANTS), args.records, args.seed)
-    Runner(plan, name, folder, args.data_root, args.work.resolve(), args.out, deadline).run()
+    Runner(plan, name, folder, args.data_root, args.work.resolve(), args.out, end).run()
 
 
 if __name__ == "__main__":
-    # So that a run that is cut ends the process that works, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    raise SystemExit(main())
+    start(main)
