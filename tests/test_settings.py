@@ -10,6 +10,7 @@ import pytest
 from imsm.errors import InputError
 from imsm.settings import (
     DataConfig,
+    DreamsConfig,
     RetainConfig,
     TrainConfig,
     argument_parser,
@@ -69,6 +70,15 @@ def test_saved_settings_load_to_equal_ones(text: str, tmp_path: Path) -> None:
         retain=RetainConfig("kl_samples", weight=0.5, prompts=text),
     )
     assert read_yaml(written(tmp_path, to_yaml(before))) == before
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_settings_of_dreams_are_saved_for_those_who_have_them(mode: str, tmp_path: Path) -> None:
+    before = config(method="peft", dreams=DreamsConfig(mode=mode))
+    text = to_yaml(before)
+    assert "task_prompts" not in text and read_yaml(written(tmp_path, text)) == before
+    before = config(dreams=DreamsConfig(mode=mode, task_prompts=7))
+    assert "task_prompts: 7" in to_yaml(before)
 
 
 def test_sets_and_tuples_are_saved_as_lists(tmp_path: Path) -> None:

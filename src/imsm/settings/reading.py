@@ -28,8 +28,8 @@ def to_yaml(config: TrainConfig) -> str:
     Dumper.add_implicit_resolver(*EXPONENT)
     values = asdict(config)
     if config.method != "imsm":
-        # Not theirs to set: a later version's defaults would look like somebody's choice.
-        del values["dreams"]
+        # The rest is not theirs to set: a default that a later version changes would look like somebody's choice.
+        values["dreams"] = {"mode": config.dreams.mode}
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
