@@ -156,7 +156,7 @@ def test_damaged(tmp_path: Path) -> None:
 def test_stores_hold_half_precision_vectors_alone(tmp_path: Path) -> None:
     several().save_pretrained(tmp_path / "model")
     held = load_file(tmp_path / "model/tasks/green/queries.safetensors")
-    assert set(held) == {"queries"} and held["queries"].dtype == torch.float16 and held["queries"].shape == (120, 64)
+    assert set(held) == {"queries"} and held["queries"].dtype == torch.float16 and held["queries"].shape == (120, 128)
 
 
 def test_what_is_saved_is_what_one_task_saves(tmp_path: Path) -> None:
