@@ -228,6 +228,17 @@ def measured(name: str, target: float, again: float, kept: float, near: float, d
     return made
 
 
+def test_methods_are_compared_on_the_seeds_that_both_have() -> None:
+    two, one = group("imsm", 0.8, 0.9), group("replay", 0.7, 0.9)
+    two = dataclasses.replace(
+        two, records=(*two.records, dataclasses.replace(group("imsm", 0.2, 0.9).records[0], seed=1))
+    )
+    (claim,) = claims.claims([two, one])
+    assert claim.holds and "0.847 against 0.787" in claim.text
+    later = dataclasses.replace(one, records=(dataclasses.replace(one.records[0], seed=5),))
+    assert [len(found.records) for found in two.beside(later)] == [2, 1]
+
+
 def test_promises_are_held_against_lora_and_the_base() -> None:
     base, lora = measured("base", 0.0, 0.0, 1.0, 1.0, 0.0), measured("lora", 0.7, 0.5, 0.1, 0.2, 1.0)
     good, bad = measured("imsm", 0.696, 0.49, 0.99, 0.9, 0.004), measured("imsm", 0.694, 0.48, 0.97, 0.89, 0.006)

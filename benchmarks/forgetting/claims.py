@@ -24,7 +24,7 @@ class Claim:
 
 
 def claims(found: Sequence[Group]) -> list[Claim]:
-    """Those that the records can tell."""
+    """Those that the records can tell; two methods are held against each other on the seeds that both have."""
     plain = {group.name: group for group in found if not group.varied}
     ours = plain.get("imsm")
     if ours is None:
@@ -53,7 +53,8 @@ def promises(ours: Group, lora: Group, base: Group, paper: Group | None) -> list
     """What training with dreams is to come to: the adapter's score on the task, the base model's answers on the rest."""
     settings, tasks = ours.records[0].settings, ours.records[0].tasks
     target, reworded = settings["target"], settings["reworded"]
-    mine, theirs = ours.mean(target), lora.mean(target)
+    same, lora = ours.beside(lora)
+    mine, theirs = same.mean(target), lora.mean(target)
     made = [
         Claim(
             f"IMSM's exact match on the target is at least LoRA's less 0.005 ({mine:.3f} against {theirs:.3f}).",
@@ -61,25 +62,26 @@ def promises(ours: Group, lora: Group, base: Group, paper: Group | None) -> list
         )
     ]
     if paper is not None:
-        other = paper.mean(target)
-        said = f"It is at least that of the gate as published, trained together with the adapter ({other:.3f})."
-        made.append(Claim(said, mine >= other))
+        same_too, paper = ours.beside(paper)
+        own, other = same_too.mean(target), paper.mean(target)
+        said = "It is at least that of the gate as published, trained together with the adapter"
+        made.append(Claim(f"{said} ({own:.3f} against {other:.3f}).", own >= other))
     if reworded:
-        share = fmean(ours.means(reworded)) / max(fmean(lora.means(reworded)), 1e-9)
+        share = fmean(same.means(reworded)) / max(fmean(lora.means(reworded)), 1e-9)
         said = f"On prompts in other words IMSM scores at least 0.97 times what LoRA does ({share:.3f} times)."
         made.append(Claim(said, share >= 0.97))
     kept = [name for name in settings["retained"] if tasks[name]["kind"] == "kept"]
     off = [name for name in kept if name != NEAR]
     if off:
-        same, worst = fmean(ours.means(off)), max(ours.mean(name, "divergence") for name in off)
-        said = f"Off the task at least 98 % of the base model's answers come out the same ({100 * same:.1f} %)."
-        made.append(Claim(said, same >= 0.98))
+        alike, worst = fmean(ours.means(off)), max(ours.mean(name, "divergence") for name in off)
+        said = f"Off the task at least 98 % of the base model's answers come out the same ({100 * alike:.1f} %)."
+        made.append(Claim(said, alike >= 0.98))
         said = f"There KL(base ‖ IMSM) is at most 0.005 nats a token on every task ({worst:.4f} on the worst)."
         made.append(Claim(said, worst <= 0.005))
     if NEAR in kept:
-        same = ours.mean(NEAR)
-        said = f"Of the questions near the task at least 90 % are answered as the base does ({100 * same:.1f} %)."
-        made.append(Claim(said, same >= 0.9))
+        alike = ours.mean(NEAR)
+        said = f"Of the questions near the task at least 90 % are answered as the base does ({100 * alike:.1f} %)."
+        made.append(Claim(said, alike >= 0.9))
     for name in settings["retained"]:
         kind, mine, before = tasks[name]["kind"], ours.mean(name), base.mean(name)
         if kind == "text":
@@ -93,6 +95,7 @@ def promises(ours: Group, lora: Group, base: Group, paper: Group | None) -> list
 
 def more(ours: Group, peer: Group, figure: str, words: str) -> Claim:
     """Our figure is at least the peer's."""
+    ours, peer = ours.beside(peer)
     mine, theirs = ours.balance(figure), peer.balance(figure)
     name = "harmonic mean" if figure == "harmonic" else figure
     return Claim(f"IMSM {words} {peer.title} ({name} {mine:.3f} against {theirs:.3f}).", mine >= theirs)
@@ -100,6 +103,7 @@ def more(ours: Group, peer: Group, figure: str, words: str) -> Claim:
 
 def undominated(ours: Group, dialled: Sequence[Group], title: str) -> Claim:
     """No point of a sweep is at least as good in learning and in keeping."""
+    ours, _ = ours.beside(dialled[0])
     mine = ours.balance("plasticity"), ours.balance("retention")
     better = [
         group for group in dialled if group.balance("plasticity") >= mine[0] and group.balance("retention") >= mine[1]

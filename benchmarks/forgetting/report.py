@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -59,6 +59,13 @@ class Group:
     def means(self, tasks: Sequence[str], metric: str | None = None) -> list[float]:
         """The mean of several tasks' scores, or of another metric of theirs, one a seed."""
         return [fmean(values) for values in zip(*(self.values(task, metric) for task in tasks), strict=True)]
+
+    def beside(self, other: Group) -> tuple[Group, Group]:
+        """Both with the seeds alone that both have; as they are if they share none."""
+        shared = {record.seed for record in self.records} & {record.seed for record in other.records}
+        if not shared:
+            return self, other
+        return tuple(replace(g, records=tuple(r for r in g.records if r.seed in shared)) for g in (self, other))  # type: ignore[return-value]
 
     def balance(self, figure: str) -> float:
         """`plasticity`, `retention` or `harmonic`, over the seeds; the base has learned nothing and kept all."""
@@ -153,7 +160,9 @@ def table(found: Sequence[Group], settings: dict[str, Any], peer: Group | None) 
 
 
 def share(group: Group, peer: Group | None, tasks: Sequence[str]) -> str:
-    """The group's mean score over tasks and seeds as a multiple of the peer's."""
+    """The group's mean score over tasks and the seeds that both have as a multiple of the peer's."""
+    if peer is not None:
+        group, peer = group.beside(peer)
     of = fmean(peer.means(tasks)) if peer is not None else 0.0
     return f"{fmean(group.means(tasks)) / of:.2f}" if of else "–"
 
