@@ -87,7 +87,7 @@ def promises(ours: Group, lora: Group, base: Group, paper: Group | None) -> list
         if kind == "text":
             said = f"{tasks[name]['title']}: cross-entropy rises by at most 0.005 nats a token ({mine - before:+.4f})."
             made.append(Claim(said, mine - before <= 0.005))
-        elif kind == "answer":
+        elif kind == "answer" and before > 0:
             said = f"{tasks[name]['title']}: at least 0.99 times the base's score ({mine:.3f} against {before:.3f})."
             made.append(Claim(said, mine >= 0.99 * before))
     return made
