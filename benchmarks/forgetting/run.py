@@ -94,12 +94,7 @@ class Runner(Sitting):
         done = folder / "metrics.json"
         settings = {**self.plan.train, **method.train}
         if done.is_file():
-            was = read_yaml(folder / "checkpoint" / SETTINGS)
-            now = train_config(settings, model=was.model, output_dir=was.output_dir, data=was.data)
-            if changed := [key for key in settings if getattr(was, key) != getattr(now, key)]:
-                raise InputError(
-                    f"{folder} was trained under another plan: other {', '.join(changed)}; give another --work"
-                )
+            self.refuse_other(folder, settings)
         else:
             shutil.rmtree(folder, ignore_errors=True)
             source = {}
@@ -119,6 +114,15 @@ class Runner(Sitting):
             write_text(done, json.dumps(found))
         return folder
 
+    def refuse_other(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Raises `InputError` if the run in a folder was trained under other settings."""
+        was = read_yaml(folder / "checkpoint" / SETTINGS)
+        now = train_config(settings, model=was.model, output_dir=was.output_dir, data=was.data)
+        if changed := [key for key in settings if getattr(was, key) != getattr(now, key)]:
+            raise InputError(
+                f"{folder} was trained under another plan: other {', '.join(changed)}; give another --work"
+            )
+
     def validated(self, method: Method, rate: float) -> float:
         """The target's score of one rate on the validation records, at the first seed."""
         folder = self.trained(method, method.seeds[0], rate)
@@ -132,10 +136,15 @@ class Runner(Sitting):
         self, method: Method, folder: Path, output: Path, suffix: str, tasks: list[str], root: Path, limit: int
     ) -> None:
         """Evaluates one checkpoint into a file."""
+        what = f"{method.name}{suffix}, {folder.name}, {'validation' if tasks == [VALIDATION] else 'test'}"
+        self.evaluated(what, f"{folder / 'checkpoint'}{suffix}", output, tasks, root, limit)
+
+    def evaluated(self, what: str, spec: str, output: Path, tasks: list[str], root: Path, limit: int) -> None:
+        """The same for whatever `imsm eval` takes."""
         self.job(
-            f"{method.name}{suffix}, {folder.name}, {'validation' if tasks == [VALIDATION] else 'test'}",
+            what,
             do="evaluate",
-            spec=f"{folder / 'checkpoint'}{suffix}",
+            spec=spec,
             target=self.plan.target,
             tasks=tasks,
             data_root=str(root),
@@ -173,19 +182,7 @@ class Runner(Sitting):
         """
         output = self.work / self.model / "base.json"
         if again or not output.is_file():
-            self.job(
-                "base, test",
-                do="evaluate",
-                spec=self.folder,
-                target=self.plan.target,
-                tasks=self.plan.tasks,
-                data_root=str(self.data_root),
-                output=str(output),
-                limit=self.plan.limit,
-                limits=self.plan.limits,
-                batch_size=EVALUATION_BATCH,
-                references=str(self.references),
-            )
+            self.evaluated("base, test", self.folder, output, self.plan.tasks, self.data_root, self.plan.limit)
         return output
 
     def one(self, method: Method, seed: int, varied: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -13,11 +14,13 @@ from transformers import TrainerCallback, set_seed
 from benchmarks.forgetting.job import evaluate as evaluate_any
 from benchmarks.forgetting.job import evaluate_candidate, run_config
 from benchmarks.inside.model import LAYER_GATES, InsideForCausalLM
+from benchmarks.inside.run import ASKED
 from imsm.building import base_shape
 from imsm.data import AnswerCollator, load_examples
 from imsm.evaluation.candidates import Candidate
 from imsm.evaluation.loading import Loading
 from imsm.evaluation.passes import Pass
+from imsm.folders import write_text
 from imsm.settings import TrainConfig
 from imsm.training.models import adapter_config, load_base, make_trainer
 from imsm.training.run import load_tokenizer, steps
@@ -70,6 +73,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     model.eval()
     trainer.save_portable(Path(config.output_dir))
     tokenizer.save_pretrained(config.output_dir)
+    write_text(Path(config.output_dir).with_name(ASKED), json.dumps(task["settings"]))
     return {**metrics, **meters.means}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
-from benchmarks.forgetting.plan import Method
 from benchmarks.forgetting.run import Runner as MethodRunner
 from imsm.errors import InputError
-from imsm.folders import write_text
+
+#: Beside a run's checkpoint: the settings that it was trained under.
+ASKED = "settings.json"
 
 
 class Runner(MethodRunner):
@@ -17,29 +18,7 @@ class Runner(MethodRunner):
 
     jobs = "inside.job"
 
-    def trained(self, method: Method, seed: int, rate: float) -> Path:
-        """The checkpoint of one training run, trained now if need be; its metrics are in `metrics.json`.
-
-        Raises:
-            InputError: what is there was trained under other settings.
-        """
-        folder = self.work / self.model / method.name / f"rate-{rate:g}-seed-{seed}"
-        done, asked = folder / "metrics.json", folder / "settings.json"
-        settings = {**self.plan.train, **method.train}
-        if done.is_file():
-            if not asked.is_file() or json.loads(asked.read_text(encoding="utf-8")) != settings:
-                raise InputError(f"{folder} was trained under other settings; give another --work")
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(asked, json.dumps(settings))
-        found = self.job(
-            f"{method.name}, seed {seed}, training",
-            do="train",
-            settings=settings,
-            folder=str(folder / "checkpoint"),
-            data=str(self.work / "data" / "train.jsonl"),
-            seed=seed,
-            learning_rate=rate,
-        )
-        write_text(done, json.dumps(found))
-        return folder
+    def refuse_other(self, folder: Path, settings: dict[str, Any]) -> None:
+        asked = folder / ASKED
+        if not asked.is_file() or json.loads(asked.read_text(encoding="utf-8")) != settings:
+            raise InputError(f"{folder} was trained under other settings; give another --work")

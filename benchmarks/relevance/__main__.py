@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from imsm.errors import InputError
+from benchmarks.commands import exit_status
 
 HERE = Path(__file__).resolve().parent
 
@@ -30,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; returns the exit status, 2 for what the user can mend."""
     args = parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
         if args.verb == "features":
             from benchmarks.relevance.features import run
 
@@ -40,10 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
             from benchmarks.relevance.ablation import ablate
 
             print(report.text(ablate(args.work / Path(args.model).name, args.out, args.test)))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

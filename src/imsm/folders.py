@@ -26,15 +26,22 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imsm" / name
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside its place and renames it, so that it is there whole or as it was; makes its folder.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file to, which is renamed at the end, so that it is there whole or as it was.
 
-    Several processes may write the same file.
+    Makes its folder. Several processes may write the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.new")
-    beside.write_text(text, encoding="utf-8")
+    yield beside
     beside.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 from imsm.evaluation.partial import writing
 from imsm.evaluation.passes import Pass
 from imsm.fingerprint import fingerprint
+from imsm.folders import replacing
 from imsm.generation import Answer
 from imsm.model import SiameseForCausalLM
 
@@ -68,7 +69,6 @@ class References:
         if (found := _read(path)) is None:
             found = make()
             with writing(path):
-                self.folder.mkdir(parents=True, exist_ok=True)
                 _write(path, found)
         return found
 
@@ -92,9 +92,8 @@ def _read(path: Path) -> list[Reference] | None:
 
 
 def _write(path: Path, references: Sequence[Reference]) -> None:
-    """Beside, and renamed into place."""
+    """Writes a batch's references, whole or not at all."""
     answers = [vars(reference.answer) for reference in references]
     tensors = {str(row): reference.log_probs.cpu().contiguous() for row, reference in enumerate(references)}
-    beside = path.with_suffix(".new")
-    save_file(tensors, beside, {"answers": json.dumps(answers)})
-    beside.replace(path)
+    with replacing(path) as beside:
+        save_file(tensors, beside, {"answers": json.dumps(answers)})
