@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,15 @@ def test_a_chat_model_dreams_turns_and_plain_texts(
     model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     found = dream(model, words, 13, folder=tmp_path, **SHORT)
-    assert [sample.kind for sample in found] == ["chat", "plain"] * 6 + ["chat"]
+    assert [sample.kind for sample in found] == (["chat"] * 2 + ["plain"] * 3) * 2 + ["chat"] * 2 + ["plain"]
     assert len({tuple(sample.prompt_ids) for sample in found}) == 13
     for sample in found:
         text = words.decode(sample.prompt_ids)
         assert (text.startswith(HEAD) and text.endswith(TAIL)) is (sample.kind == "chat")
         said = text.removeprefix(HEAD).removesuffix(TAIL)
-        assert "<|" not in said and said == said.strip()
+        assert "<|" not in said and said == (said.strip() if sample.kind == "plain" else said.lstrip())
         assert 0 < len(sample.answer_ids) <= 5
-    plain = [words.decode(sample.prompt_ids) for sample in found[1::2]]
+    plain = [words.decode(sample.prompt_ids) for sample in found if sample.kind == "plain"]
     assert all(any(text.startswith(opening) for opening in PLAIN) for text in plain)
 
 
@@ -95,6 +96,7 @@ def test_lengths_vary(model: PreTrainedModel, words: PreTrainedTokenizerFast, tm
 def test_every_opening_is_met_with_every_length() -> None:
     assert all(gcd(len(LENGTHS), other) == 1 for other in (2, len(PLAIN), len(CHAT)))
     assert gcd(len(PLAIN), len(CHAT)) == 1 and len(set(PLAIN)) == len(PLAIN)
+    assert len(set(CHAT)) == len(CHAT) - CHAT.count("") + 1
 
 
 def test_seed_count_and_random_state(model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_if_there_are_no_more_of_one_kind_there_are_more_of_the_other(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dreams, "finished", lambda text, its, ended: text if its == kind else None)
+    monkeypatch.setattr(dreams, "finished", lambda text, its, ended, place: text if its == kind else None)
     found = dream(model, words, 6, folder=tmp_path, answers=False, **SHORT)
     assert [sample.kind for sample in found] == [kind] * 6
 
@@ -218,9 +220,15 @@ def test_texts_are_brought_to_an_end_or_left_out(text: str, ended: bool, kept: s
 
 
 def test_a_turn_that_the_limit_cut_is_left_out() -> None:
-    assert finished("Is it so? I do not kno", "chat", False) == "Is it so?"
+    said = {finished("Is it so? I do not kno", "chat", False, place) for place in range(60)}
+    assert said == {"Is it so?", "is it so", "is it so?", "Is it so", "Is it so?\n", '"Is it so?"'}
     assert finished("I do not kno", "chat", False) is None
-    assert finished("I do not know", "chat", True) == "I do not know"
+
+
+def test_a_third_of_the_turns_are_laid_out_as_they_are_and_a_third_in_small_letters() -> None:
+    found = Counter(finished("Who was the first?", "chat", True, place) for place in range(600))
+    assert 170 < found["Who was the first?"] < 230 and 170 < found["who was the first"] < 230
+    assert {finished("Who was the first?", "plain", True, place) for place in range(60)} == {"Who was the first?"}
 
 
 def test_anchors(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -1,24 +1,27 @@
 """Dreams: prompts that the base model makes up, which tell a gate what is not its task.
 
-A chat model's are user turns and plain texts in turn, so that markup says nothing of whether a prompt is the task's; a base
-model's are plain texts. Some are a few words long and some a few sentences, as real prompts are. The first `n` of a model
-and seed are the same however many are asked for, and of both kinds alike.
+A chat model's are user turns and plain texts, so that markup says nothing of whether a prompt is the task's; a base
+model's are plain texts. Some are a few words long and some a few sentences, as real prompts are. Users write as they like,
+so user turns are of many sorts, and laid out in many ways, that the head may not take manners for the task. The first `n`
+of a model and seed are the same however many are asked for, and of the same mixture.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from imsm.data.wording import unmarked, whole_shape
 from imsm.errors import InputError
 from imsm.fingerprint import fingerprint
 from imsm.folders import cache_folder
 from imsm.samples import (
-    IDLE_ROUNDS,
     Opening,
     Report,
     Sample,
@@ -36,7 +39,11 @@ from imsm.samples import (
 )
 
 #: Raised with every change of what is dreamt.
-FORMAT = 1
+FORMAT = 2
+#: Of so many dreams, how many are of each kind. More user turns are thrown away, as they must come to an end.
+SHARES = {"chat": 2, "plain": 3}
+#: Texts in a row that may bring nothing new before a model is taken to have no more to say.
+IDLE = 500
 #: How plain dreams begin: statements, questions, instructions, forms of tasks, headings, dialogues, lists, code.
 PLAIN = (
     "The",
@@ -65,8 +72,40 @@ PLAIN = (
     "Translate",
     "-",
 )
-#: What is said already in the opened user turn: nothing, or the first word.
-CHAT = ("", "", "What", "", "I", "", "How", "", "Write", "", "Is", "", "The")
+#: What is said already in the opened user turn: nothing, or how users begin who want something, as they would type it.
+CHAT = (
+    "",
+    "can you",
+    "My",
+    "What",
+    "i need",
+    "How do I",
+    "what",
+    "Please",
+    "Write",
+    "I want to",
+    "is",
+    "",
+    "my",
+    "Could you",
+    "how",
+    "Tell me",
+    "I",
+    "Where",
+    "do you",
+    "I have a",
+    "which",
+    "",
+    "Can I",
+    "who",
+    "The",
+    "please",
+    "Is there",
+    "why",
+    "when",
+    "Find",
+    "i",
+)
 #: The most tokens of a dream, as shares of the longest. Their number divides that of neither kind's openings, nor 2, so
 #: that each opening is met with every length.
 LENGTHS = (1 / 4, 1 / 2, 1)
@@ -91,14 +130,14 @@ def dream(
     prompt_tokens: int = 48,
     answer_tokens: int = 16,
     answers: bool = True,
-    batch_size: int = 96,
+    batch_size: int = 252,
     folder: Path | None = None,
     report: Report | None = None,
 ) -> list[Sample]:
     """The first `count` dreams of a model, from the disk as far as they are there; fewer if it has no more to say.
 
     No two are alike; empty and repetitive ones are left out. Torch's random state is left as it was. `Sample.kind` is
-    "chat" or "plain", by turns if the tokenizer has a chat template.
+    "chat" or "plain", both in the shares of `SHARES` if the tokenizer has a chat template.
 
     Args:
         model: a plain causal language model, without an adapter.
@@ -126,12 +165,12 @@ def dream(
     rows = read_rows(path)
     steps = 2 * count if answers else count
     with plain_decoding(model):
-        there, idle, coming = len(_by_turns(rows, kinds)), 0, rounds(sampler, rows)
-        while there < count and idle < IDLE_ROUNDS:
+        there, idle, coming = len(_mixed(rows, kinds)), 0, rounds(sampler, rows)
+        while there < count and idle < IDLE:
             number, fresh = next(coming)
             rows += [(number, sample) for sample in fresh]
-            before, there = there, len(_by_turns(rows, kinds))
-            idle = idle + 1 if there == before else 0
+            before, there = there, len(_mixed(rows, kinds))
+            idle = idle + batch_size if there == before else 0
             if fresh:
                 write_rows(path, rows, tokenizer)
             if report is not None:
@@ -165,10 +204,11 @@ def read_anchors(source: str, tokenizer: PreTrainedTokenizerBase) -> list[list[i
     return read_prompts(source, tokenizer, texts=True)
 
 
-def finished(text: str, kind: str, ended: bool) -> str | None:
+def finished(text: str, kind: str, ended: bool, place: int = 0) -> str | None:
     """A dream's text, back to its last sentence's end if a limit cut it; None if it is no text that one could give.
 
-    A user's turn must have come to an end; a plain text may stop behind any word.
+    A user's turn must have come to an end; a plain text may stop behind any word. User turns are laid out by their `place`
+    among all: a third as they are, a third in small letters and without a mark at their end, a third in some other way.
     """
     text = TAG.sub("", text).strip()
     if not ended:
@@ -183,12 +223,19 @@ def finished(text: str, kind: str, ended: bool) -> str | None:
         return None
     if (
         text in PLAIN
+        or text in CHAT
         or MARKUP.search(text)
         or "\ufffd" in text
         or 2 * len({word.casefold() for word in words}) < len(words)
     ):
         return None
-    return text
+    return text if kind != "chat" else _laid_out(text, random.Random(place))
+
+
+def _laid_out(text: str, rng: random.Random) -> str:
+    """A text as it is, in small letters and without a mark at its end, or in some other way, each as often."""
+    drawn = rng.randrange(3)
+    return text if drawn == 0 else unmarked(text) if drawn == 1 else whole_shape(text, rng)
 
 
 def _cut(text: str) -> str | None:
@@ -211,15 +258,20 @@ def _openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
     ]
 
 
-def _by_turns(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> list[Sample]:
-    """One of each kind after another, as far as there are some of all."""
-    each = [[sample for _, sample in rows if sample.kind == kind] for kind in kinds]
-    return [sample for group in zip(*each, strict=False) for sample in group]
+def _mixed(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> list[Sample]:
+    """So many of each kind after another as their shares say, up to the first that is not there."""
+    left = {kind: iter([sample for _, sample in rows if sample.kind == kind]) for kind in kinds}
+    found: list[Sample] = []
+    for kind in cycle([kind for kind in kinds for _ in range(SHARES[kind])]):
+        if (sample := next(left[kind], None)) is None:
+            break
+        found.append(sample)
+    return found
 
 
 def _first(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str], count: int) -> list[Sample]:
-    """The first dreams by turns, and behind them those of one kind if there are no more of another."""
-    found = _by_turns(rows, kinds)
+    """The first dreams of the mixture, and behind them those of one kind if there are no more of another."""
+    found = _mixed(rows, kinds)
     if len(found) < count:
         taken = {tuple(sample.prompt_ids) for sample in found}
         found += [sample for _, sample in rows if tuple(sample.prompt_ids) not in taken]

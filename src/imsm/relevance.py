@@ -22,7 +22,7 @@ FIT_STEPS = 200
 #: Groups of alike queries that are judged by heads which have not seen them.
 FOLDS = 10
 #: How far on the way from the task's queries, 0, to the others, 1, the border lies.
-BORDER = 0.2
+BORDER = 0.25
 
 
 class RelevanceHead(nn.Module):
@@ -68,7 +68,7 @@ def fit_relevance(
     other: Tensor,
     alike: Tensor | None = None,
     *,
-    penalty: float = 0.2,
+    penalty: float = 0.1,
     false_recall: float = 0.01,
     folds: int = FOLDS,
 ) -> Fitted:

@@ -35,8 +35,8 @@ SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 0.95,
 GREEDY = {"do_sample": False}
 
 Report = Callable[[int, int], None]
-#: What is kept of a sampled text of a kind, told whether it came to its own end; None if nothing is.
-Finish = Callable[[str, str, bool], str | None]
+#: What is kept of a sampled text of a kind, told whether it came to its own end, and its place among all; None if nothing is.
+Finish = Callable[[str, str, bool, int], str | None]
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class Sampler:
             for limit in sorted(set(limits)):
                 group = [row for row, its in enumerate(limits) if its == limit]
                 sampled.update(zip(group, self._continued([openings[row].ids for row in group], limit), strict=True))
-        found = [self._prompt(opening, sampled[row]) for row, opening in enumerate(openings)]
+        found = [self._prompt(opening, sampled[row], places[row]) for row, opening in enumerate(openings)]
         return [sample for sample in found if sample is not None]
 
     def _continued(self, rows: list[list[int]], limit: int) -> list[list[int]]:
@@ -327,7 +327,7 @@ class Sampler:
             self.model, rows, pad, max_new_tokens=limit, eos_token_id=self.ends, pad_token_id=pad, **self.sampled
         )
 
-    def _prompt(self, opening: Opening, sequence: list[int]) -> Sample | None:
+    def _prompt(self, opening: Opening, sequence: list[int], place: int) -> Sample | None:
         """The prompt that an opening and the tokens sampled behind it come to; None if it is none."""
         new = [token for token in trim(sequence, self.ends) if token not in self.ends]
         text = str(
@@ -341,7 +341,7 @@ class Sampler:
         ended = len(new) < len(sequence) or len(text) < whole
         # A character that the limit cut in two is left out.
         text = text.strip().rstrip("\ufffd").strip()
-        kept = text if self.finish is None else self.finish(text, opening.kind, ended)
+        kept = text if self.finish is None else self.finish(text, opening.kind, ended, place)
         if not kept or not any(c.isalnum() for c in kept):
             return None
         if degenerate(self.tokenizer(kept, add_special_tokens=False)["input_ids"]):

@@ -135,7 +135,7 @@ class Wording:
             parts = change(parts, rng)
         found = joined(parts)
         if not changes or rng.random() < 0.2:
-            found = rng.choice(WHOLE_SHAPES)(found)
+            found = whole_shape(found, rng)
         return found
 
     def _drop(self, parts: Sequence[Part], rng: random.Random) -> list[Part]:
@@ -245,6 +245,16 @@ def _spaced(parts: Sequence[Part], rng: random.Random) -> list[Part]:
 def _quoted(parts: Sequence[Part], rng: random.Random) -> list[Part]:
     before, behind = rng.choice(('""', "''", "“”", "``", "()"))
     return [part if part.shared else Part([f"{before}{part.words[0]}{behind}"], False) for part in parts]
+
+
+def unmarked(text: str) -> str:
+    """A text in small letters, without a mark at its end."""
+    return _unended(text.lower()).rstrip()
+
+
+def whole_shape(text: str, rng: random.Random) -> str:
+    """A text in small letters, or without a mark at its end, or with a line break there, or in quotation marks."""
+    return rng.choice(WHOLE_SHAPES)(text)
 
 
 def _unended(text: str) -> str:
