@@ -86,7 +86,7 @@ def test_a_base_model_dreams_plain_texts_from_many_openings(
 
 
 def test_lengths_vary(model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    found = dream(model, words, 40, folder=tmp_path, answers=False, prompt_tokens=24, batch_size=24)
+    found = dream(model, words, 80, folder=tmp_path, answers=False, prompt_tokens=24, batch_size=24)
     for kind, frame in (("chat", len(words(HEAD + TAIL)["input_ids"])), ("plain", 0)):
         lengths = [len(sample.prompt_ids) - frame for sample in found if sample.kind == kind]
         assert sum(length <= 8 for length in lengths) >= 3

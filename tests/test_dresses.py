@@ -274,3 +274,10 @@ def test_turning(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_turning_needs_a_template(plain_tokenizer: PreTrainedTokenizerBase) -> None:
     told = [Sample([5, 6], [7, 8])]
     assert turning(pairs(plain_tokenizer, WORDED), told, plain_tokenizer) == ([], [])
+
+
+def test_other_dresses_of_the_first_examples_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    examples = pairs(tokenizer, "{}")
+    whole = dresses(examples, tokenizer, 0)
+    found = dresses(examples, tokenizer, 0, others=2)
+    assert found == [dress for dress in whole if dress.kind == "trained" or dress.index < 2] != whole

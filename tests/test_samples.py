@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from zoo import tiny_base
 
 from imsm import InputError, samples
-from imsm.samples import Sample, degenerate, read_prompts, sample_texts
+from imsm.generation import continuations
+from imsm.samples import Sample, degenerate, lead_cache, plain_decoding, read_prompts, sample_texts
 
 SHORT: dict[str, Any] = {"prompt_tokens": 8, "answer_tokens": 6, "batch_size": 4}
 
@@ -226,3 +227,22 @@ def test_prompts_as_messages_need_a_template(plain_tokenizer: PreTrainedTokenize
 
 def test_the_tokenizer_of_a_folder_is_that_of_memory(base_folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
     assert samples.tokenizer_facts(AutoTokenizer.from_pretrained(base_folder)) == samples.tokenizer_facts(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "opt"])
+def test_rows_behind_a_lead_that_is_run_once_go_on_as_alone(name: str) -> None:
+    model = tiny_base(name)
+    lead = list(range(5, 25))
+    rows = [[*lead, *rest] for rest in ([30], [31, 32, 33], [34, 35])]
+    cache = lead_cache(model, lead, len(rows))
+    assert cache is not None
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with plain_decoding(model):
+        found = continuations(model, rows, 0, shared=len(lead), past_key_values=cache, **settings)
+        alone = [continuations(model, [row], 0, **settings)[0] for row in rows]
+    assert found == alone
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mistral", "gemma3"])
+def test_a_state_that_is_not_all_keys_and_values_is_not_shared(name: str) -> None:
+    assert lead_cache(tiny_base(name), list(range(5, 25)), 2) is None

@@ -261,10 +261,9 @@ def _openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
 def _mixed(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> list[Sample]:
     """So many of each kind after another as their shares say, up to the first that is not there."""
     left = {kind: iter([sample for _, sample in rows if sample.kind == kind]) for kind in kinds}
+    turns = cycle([kind for kind in kinds for _ in range(SHARES[kind])])
     found: list[Sample] = []
-    for kind in cycle([kind for kind in kinds for _ in range(SHARES[kind])]):
-        if (sample := next(left[kind], None)) is None:
-            break
+    while (sample := next(left[next(turns)], None)) is not None:
         found.append(sample)
     return found
 

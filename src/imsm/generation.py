@@ -89,15 +89,21 @@ def answers(
 
 
 def continuations(
-    model: Any, prompts: Sequence[Sequence[int]], pad: int | None, **generate_kwargs: Any
+    model: Any, prompts: Sequence[Sequence[int]], pad: int | None, shared: int = 0, **generate_kwargs: Any
 ) -> list[list[int]]:
-    """The new tokens that `model.generate` gives to each of several prompts decoded together, padding behind them."""
+    """The new tokens that `model.generate` gives to each of several prompts decoded together, padding behind them.
+
+    `shared`: tokens that all prompts begin with, and that a cache among the arguments holds already; each prompt has more.
+    """
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), 0 if pad is None else pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+        rest = prompt[shared:]
+        ids[row, :shared] = torch.tensor(prompt[:shared], dtype=torch.long)
+        ids[row, width - len(rest) :] = torch.tensor(rest, dtype=torch.long)
+        mask[row, :shared] = 1
+        mask[row, width - len(rest) :] = 1
     with torch.inference_mode():
         out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **generate_kwargs)
     return list(out[:, width:].tolist())

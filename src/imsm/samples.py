@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from imsm.data.records import read_records
 from imsm.data.turns import user_turn
@@ -31,6 +32,8 @@ FORMAT = 1
 OPENINGS = ("", "The", "A", "In", "I", "How", "What", "Why", "Question:", "To", "When", "There")
 #: Rounds in a row that may bring nothing new before a model is taken to have no more to say.
 IDLE_ROUNDS = 8
+#: Leads of no more tokens are run with every row.
+SHORT_LEAD = 8
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 GREEDY = {"do_sample": False}
 
@@ -224,6 +227,11 @@ class Opening:
     kind: str = "plain"
     behind: str = ""
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The tokens that are skipped."""
+        return tuple(self.ids[: self.skipped])
+
 
 def chat_opening(tokenizer: PreTrainedTokenizerBase, text: str = "") -> Opening | None:
     """The chat template's opened user turn, in which `text` is said already; None if it does not show a user's text."""
@@ -274,7 +282,8 @@ class Sampler:
         tokenizer: its tokenizer.
         seed: of the sampling.
         openings: what the prompts begin with, taken in turn.
-        limits: most tokens that are sampled behind an opening, taken in turn; those of one limit are decoded together.
+        limits: most tokens that are sampled behind an opening, taken in turn; those of one limit and lead are decoded
+            together, and the lead is run once.
         batch_size: prompts of a round.
         sampled: settings of the sampling, for `generate`.
         finish: what is kept of a text; all of any that has a letter or digit unless given.
@@ -315,17 +324,20 @@ class Sampler:
         with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             # Far apart, or the rounds of one seed would be those of the next.
             torch.manual_seed(self.seed * 1_000_003 + number)
-            for limit in sorted(set(limits)):
-                group = [row for row, its in enumerate(limits) if its == limit]
-                sampled.update(zip(group, self._continued([openings[row].ids for row in group], limit), strict=True))
+            for limit, lead in sorted({(limit, opening.lead) for limit, opening in zip(limits, openings, strict=True)}):
+                group = [row for row in range(len(openings)) if (limits[row], openings[row].lead) == (limit, lead)]
+                rows = [openings[row].ids for row in group]
+                sampled.update(zip(group, self._continued(rows, limit, lead), strict=True))
         found = [self._prompt(opening, sampled[row], places[row]) for row, opening in enumerate(openings)]
         return [sample for sample in found if sample is not None]
 
-    def _continued(self, rows: list[list[int]], limit: int) -> list[list[int]]:
+    def _continued(self, rows: list[list[int]], limit: int, lead: tuple[int, ...]) -> list[list[int]]:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
-        return continuations(
-            self.model, rows, pad, max_new_tokens=limit, eos_token_id=self.ends, pad_token_id=pad, **self.sampled
-        )
+        settings = {"max_new_tokens": limit, "eos_token_id": self.ends, "pad_token_id": pad, **self.sampled}
+        # The last of the lead's tokens is run with each row, which may have no other.
+        cache = lead_cache(self.model, lead[:-1], len(rows)) if len(lead) > SHORT_LEAD else None
+        shared = 0 if cache is None else len(lead) - 1
+        return continuations(self.model, rows, pad, shared=shared, past_key_values=cache, **settings)
 
     def _prompt(self, opening: Opening, sequence: list[int], place: int) -> Sample | None:
         """The prompt that an opening and the tokens sampled behind it come to; None if it is none."""
@@ -348,6 +360,16 @@ class Sampler:
             return None
         said = [{"role": "user", "content": kept}] if opening.kind == "chat" else kept
         return Sample(prompt_ids(self.tokenizer, said), [], opening.kind)
+
+
+def lead_cache(model: PreTrainedModel, lead: Sequence[int], rows: int) -> DynamicCache | None:
+    """The cache of tokens that so many rows begin with; None if the model keeps anything but all tokens' keys and values."""
+    with torch.inference_mode():
+        found = model(input_ids=torch.tensor([list(lead)], device=model.device), use_cache=True).get("past_key_values")
+    if type(found) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in found.layers):
+        return None
+    found.batch_repeat_interleave(rows)
+    return found
 
 
 @contextmanager

@@ -40,7 +40,12 @@ class Dress:
 
 
 def dresses(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, seed: int = 0, kinds: Sequence[str] = USUAL
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    kinds: Sequence[str] = USUAL,
+    *,
+    others: int | None = None,
 ) -> list[Dress]:
     """The prompt of each example, which is what stands before its first answer, in one dress of each kind.
 
@@ -60,6 +65,7 @@ def dresses(
         tokenizer: that of the examples.
         seed: of the changes.
         kinds: of `KINDS`.
+        others: of how many examples, the first ones, other dresses than "trained" are made; of all unless given.
 
     Returns:
         The dresses of the first example in the order of `kinds`, then of the second, and so on.
@@ -81,7 +87,7 @@ def dresses(
             if kind == "trained":
                 found.append(Dress(ids, kind, index))
                 continue
-            if spoken is None:
+            if spoken is None or (others is not None and index >= others):
                 continue
             rng = random.Random(f"{seed} {index} {kind}")
             for _ in range(ATTEMPTS):

@@ -94,7 +94,7 @@ class DreamsConfig:
         answer_tokens: Longest answer of the base model to one, which gates with something to learn are held to.
         weight: Weight of the gate's divergence from the base model on dreams, in nats a token, beside the cross-entropy.
         gate_steps: Steps of the gate's own fit, in two phases.
-        task_prompts: Training prompts that the head is fitted to; each is seen as it is and in other words.
+        task_prompts: Training prompts that the head is fitted to; half of them are seen in other words too.
         false_recall: Share of the task's prompts that may be left to the base model.
         anchors: A file of texts or prompts of your own (text, prompt, input or messages) that must be answered as before.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from imsm.training.refit import constants, fit_gate
 
 #: Examples that the gate's fit reads.
 GATE_EXAMPLES = 1024
+#: Share of the task's prompts that the head sees in other dresses too.
+DRESSED = 1 / 2
 
 
 @dataclass
@@ -97,7 +100,7 @@ def learn_from_dreams(
         )
         found["gate_loss"] = sum(losses[-10:]) / len(losses[-10:])
     chosen = random.Random(config.seed).sample(list(examples), min(settings.task_prompts, len(examples)))
-    found_dresses = dresses(chosen, tokenizer, config.seed)
+    found_dresses = dresses(chosen, tokenizer, config.seed, others=math.ceil(DRESSED * len(chosen)))
     found_dresses = [dress for dress in found_dresses if dress.prompt_ids]
     if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
