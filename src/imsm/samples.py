@@ -27,7 +27,7 @@ from imsm.folders import cache_folder, write_text
 from imsm.generation import continuations, prompt_ids, trim
 
 #: Raised with every change of what a round gives.
-FORMAT = 1
+FORMAT = 2
 #: How base models begin; the first is nothing but the token that begins a text, where there is one.
 OPENINGS = ("", "The", "A", "In", "I", "How", "What", "Why", "Question:", "To", "When", "There")
 #: Rounds in a row that may bring nothing new before a model is taken to have no more to say.
