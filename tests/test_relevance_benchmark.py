@@ -6,6 +6,7 @@ import difflib
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.forgetting.plan import read_plan
-from benchmarks.relevance import ablation, features, sets
+from benchmarks.relevance import ablation, bank, features, sets
 from benchmarks.relevance.__main__ import main
+from imsm.data.dresses import USUAL
 from imsm.errors import InputError
 from imsm.generation import prompt_ids
 from imsm.relevance import fit_relevance
@@ -179,10 +181,12 @@ def test_features_are_kept_and_ablated(
     assert main([*run, "--test"]) == 0 and main([*ablate, "--test"]) == 0
     page = capsys.readouterr().out
     content = json.loads((out / f"{folder.name}.json").read_text())
-    assert len(content["choices"]) >= 9 + 3 * 2 + 2 * 2 - 2 and len(content["test"]) == 2
-    few, all_there = content["drawn"]
+    assert len(content["choices"]) >= 9 + 3 * 2 + 2 + 2 * 2 - 2 and len(content["test"]) == 2
+    few = content["drawn"][0]
     assert (few["pooling"], few["prompts"]) == ("mean", 2) and 0 <= few["task"]["worst"] <= few["task"]["mean"] <= 1
-    whole = next(found for found in content["choices"] if all(found[k] == v for k, v in content["default"].items()))
+    every = {**content["default"], "dressed": 1.0}
+    whole = next(found for found in content["choices"] if all(found[key] == value for key, value in every.items()))
+    all_there = ablation.drawn(bank.Bank(folder), bank.Choice(**every))[1]
     # Whatever is drawn of so few, it is all of them.
     shares = dict(zip(content["sets"], whole["rules"][ablation.DEFAULT_RULE]["shares"], strict=True))
     base = [shares[name] for name, (wanted, _) in content["sets"].items() if wanted == "base" and name[:5] != "turns"]
@@ -205,24 +209,58 @@ def test_shares_follow_from_the_head(tmp_path: Path) -> None:
         features.keep(rows, tmp_path / split / f"{name}.safetensors", "key")
         index.append({"name": name, "split": split, "wanted": wanted, "count": 40})
     (tmp_path / features.INDEX).write_text(json.dumps({"model": "m", "layers": {}, "sets": index}))
-    bank = ablation.Bank(tmp_path)
-    assert bank.dresses() == ["trained, plain dreams"]
-    choice = ablation.Choice("trained, plain dreams", pooling="mean", layers="memory")
-    made = ablation.result(bank, choice, "validation")
+    found = bank.Bank(tmp_path)
+    assert found.dresses() == ["trained, plain dreams"]
+    choice = bank.Choice("trained, plain dreams", pooling="mean", layers="memory")
+    made = ablation.result(found, choice, "validation")
     assert made["auc"] == made["worst_auc"] == 1 and made["rules"]["half way"]["right"] == 1
     assert made["rules"]["half way"]["shares"][:2] == [0, 1] and 0 < made["rules"]["half way"]["shares"][2] < 1
-    logits, points = ablation.judge(bank, choice, "validation")
-    assert abs(points[ablation.DEFAULT_RULE]) < 1e-4 and points["tenth"] < points["fifth"] < points["half way"]
+    logits, points = ablation.judge(found, choice, "validation")
+    assert abs(points[ablation.DEFAULT_RULE]) < 1e-4 and points["fifth"] < points["quarter"] < points["half way"]
     task, dreams = (
         load_file(tmp_path / "fit" / f"{name}.safetensors")["mean.memory"] for name in ("task-trained", "dreams-plain")
     )
     fitted = fit_relevance(task, dreams, penalty=choice.penalty)
     expected = fitted.head(load_file(tmp_path / "validation" / "bare.safetensors")["mean.memory"])[:, 0].double()
     torch.testing.assert_close(logits["bare"], expected.detach())
-    fewer = ablation.judge(
-        bank, ablation.Choice(choice.dress, pooling="mean", layers="memory", dreams=8), "validation"
-    )[0]
+    fewer = ablation.judge(found, replace(choice, dreams=8), "validation")[0]
     assert not torch.equal(fewer["bare"], logits["bare"])
+
+
+def test_a_head_is_fitted_to_what_training_takes(tmp_path: Path) -> None:
+    """Dreams in their shares, the turned ones on top, and the first of the prompts in other dresses."""
+    index: list[dict[str, Any]] = []
+    names = [f"task-{kind}" for kind in (*USUAL, "turned")] + [f"dreams-{kind}" for kind in ("plain", "chat", "turned")]
+    for number, name in enumerate(names):
+        value = 1000 * number + torch.arange(300.0)[:, None]
+        rows = {f"{p}.{layer}": value.clone() for p in features.POOLINGS for layer in features.LAYERS}
+        features.keep(rows, tmp_path / "fit" / f"{name}.safetensors", "key")
+        index.append({"name": name, "split": "fit", "wanted": "fit", "count": 300})
+    (tmp_path / features.INDEX).write_text(json.dumps({"model": "m", "layers": {}, "sets": index}))
+
+    def rows_of(choice: bank.Choice) -> list[dict[str, set[int]]]:
+        """Of either side, the rows of each set."""
+        found: list[dict[str, set[int]]] = []
+        for side in bank.Bank(tmp_path).fitted_to(choice):
+            found.append({})
+            for value in side[:, 0].int().tolist():
+                found[-1].setdefault(names[value // 1000], set()).add(value % 1000)
+        return found
+
+    chosen = bank.Choice("usual")
+    task, dreams = rows_of(chosen)
+    assert task == {"task-trained": set(range(80)), **{f"task-{kind}": set(range(40)) for kind in USUAL[1:]}}
+    assert dreams == {"dreams-plain": set(range(120)), "dreams-chat": set(range(80))}
+    task, dreams = rows_of(replace(chosen, dress="usual, turned", prompts=5, dressed=0.25, dreams=50))
+    assert {name: len(rows) for name, rows in task.items()} == dict(zip(names[:5], (5, 2, 2, 2, 2), strict=True))
+    assert {name: len(rows) for name, rows in dreams.items()} == dict(zip(names[5:], (30, 20, 20), strict=True))
+    task, _ = rows_of(replace(chosen, draw=3))
+    assert task["task-moved"] < task["task-trained"] != set(range(80))
+    assert bank.dream_counts(["dreams-plain"], 200) == {"dreams-plain": 200}
+    assert bank.dream_counts(["dreams-short-plain", "dreams-short-chat"], 10) == {
+        "dreams-short-plain": 6,
+        "dreams-short-chat": 4,
+    }
 
 
 def test_area() -> None:

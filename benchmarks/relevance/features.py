@@ -57,14 +57,9 @@ def run(model_name: str, data_root: Path, work: Path, dreams: int, test: bool) -
     Raises:
         InputError: the model or the data root is not there, or lacks a file.
     """
-    folder = model_folder(model_name)
     judged = list(prompt_sets(data_root, test))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    out = work / Path(model_name).name
-    numbers = layer_numbers(model)
-    facts = fingerprint(model, [], {"layers": numbers, "features": 1})
-    index: list[dict[str, Any]] = []
+    reader = Reader(model_name, work)
+    tokenizer = reader.tokenizer
     sets = [
         (
             found.split,
@@ -75,18 +70,45 @@ def run(model_name: str, data_root: Path, work: Path, dreams: int, test: bool) -
         for found in judged
         if not found.chat or tokenizer.chat_template
     ]
-    fit = fitted(model, tokenizer, task_rows(data_root)[1], dreams, work / "dreams")
+    fit = fitted(reader.model, tokenizer, task_rows(data_root)[1], dreams, work / "dreams")
+    index: list[dict[str, Any]] = []
     for split, name, wanted, prompts in [*(("fit", name, "fit", prompts) for name, prompts in fit.items()), *sets]:
-        path = out / split / f"{name}.safetensors"
-        key = fingerprint_of(facts, prompts)
+        reader.read(split, name, prompts)
+        index.append({"name": name, "split": split, "wanted": wanted, "count": len(prompts)})
+    content = {"model": title(model_name), "layers": reader.numbers, "sets": index}
+    write_text(reader.folder / INDEX, json.dumps(content, indent=1) + "\n")
+    return reader.folder
+
+
+class Reader:
+    """A frozen model that reads each set of prompts once.
+
+    Args:
+        model_name: as `model_folder` takes it.
+        work: the features are in a folder of the model's name in it.
+
+    Raises:
+        InputError: the model is not there.
+    """
+
+    def __init__(self, model_name: str, work: Path) -> None:
+        folder = model_folder(model_name)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.folder = work / Path(model_name).name
+        self.numbers = layer_numbers(self.model)
+        self._facts = fingerprint(self.model, [], {"layers": self.numbers, "features": 1})
+
+    def read(self, split: str, name: str, prompts: Sequence[Encoded]) -> Path:
+        """The file with the features of a set's prompts, which are computed unless they are there."""
+        path = self.folder / split / f"{name}.safetensors"
+        key = fingerprint_of(self._facts, prompts)
         if not is_there(path, key):
             began = time.monotonic()
-            keep(compute(model, prompts, numbers, padding_id(tokenizer) or 0), path, key)
+            keep(compute(self.model, prompts, self.numbers, padding_id(self.tokenizer) or 0), path, key)
             tokens = sum(len(prompt.ids) for prompt in prompts)
             say(f"{split} {name}: {len(prompts)} prompts, {tokens} tokens, {time.monotonic() - began:.1f} s")
-        index.append({"name": name, "split": split, "wanted": wanted, "count": len(prompts)})
-    write_text(out / INDEX, json.dumps({"model": title(model_name), "layers": numbers, "sets": index}, indent=1) + "\n")
-    return out
+        return path
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.relevance.ablation import DEFAULT_RULE, DRAWS
 
 #: What tells one choice from another.
-KEYS = ("dress", "pooling", "layers", "dreams", "prompts", "penalty")
+KEYS = ("dress", "pooling", "layers", "dreams", "prompts", "dressed", "penalty")
 
 
 def text(content: dict[str, Any]) -> str:
@@ -39,7 +39,7 @@ def words(choice: dict[str, Any]) -> str:
     """A choice in a line."""
     return (
         f"fitted to {choice['dress']}; {choice['pooling']} of {choice['layers']}; {choice['dreams']} dreams; "
-        f"{choice['prompts']} prompts a dress; "
+        f"{choice['prompts']} prompts, {choice['dressed']:g} of them in other dresses; "
         f"penalty {choice['penalty']:g}"
     )
 
