@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,13 +15,20 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 NAMES = {"smollm2": "SmolLM2-135M", "gemma3": "Gemma-3-270M"}
 
 
-def quickstart_models() -> ModuleType:
-    """The quickstart's module that makes folders of the models in PyPI packages."""
-    spec = importlib.util.spec_from_file_location("quickstart_models", EXAMPLES / "model.py")
+def quickstart(name: str) -> ModuleType:
+    """A module of the quickstart."""
+    spec = importlib.util.spec_from_file_location(f"quickstart_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Where dataclasses look up the module that they are in.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def quickstart_models() -> ModuleType:
+    """The quickstart's module that makes folders of the models in PyPI packages."""
+    return quickstart("model")
 
 
 def model_folder(model: str) -> str:

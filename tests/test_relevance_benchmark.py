@@ -6,6 +6,8 @@ import difflib
 import itertools
 import json
 import random
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.forgetting.plan import read_plan
-from benchmarks.relevance import ablation, bank, features, sets
+from benchmarks.models import quickstart
+from benchmarks.relevance import ablation, bank, features, free, free_tasks, sets
 from benchmarks.relevance.__main__ import main
-from imsm.data.dresses import USUAL
+from imsm.data.dresses import USUAL, dresses
+from imsm.data.formats import Conversation
+from imsm.data.rendering import Renderer
+from imsm.dreams import dream
 from imsm.errors import InputError
 from imsm.generation import prompt_ids
-from imsm.relevance import fit_relevance
+from imsm.relevance import BORDER, fit_relevance
 
 FILES = ["webq/test", "freebaseqa/test", "multirc/test", "cola/train", "cola/test", "mrpc/train", "mrpc/test"]
 
@@ -278,3 +284,161 @@ def test_a_model_without_a_template_has_no_chat_turns(
     assert {"task-trained", "task-worded", "dreams-plain"} <= set(made)
     assert not {"task-moved", "task-turned", "dreams-chat", "dreams-turned"} & set(made)
     assert plain_tokenizer.decode(made["task-trained"][0].ids) == rows[0]["input"]
+
+
+# -- free writing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def free_root(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with requests of every domain, and with customers that are neither for validation nor for fitting."""
+    root = tmp_path / "free-data"
+    shutil.copytree(data_root, root)
+    domains = [*free_tasks.UNLIKE_SHOP, "credit_cards", "home", "out_of_scope"]
+    rows = [
+        {"text": f"{domain} wish {i}", "intent": f"intent {i % 3}", "domain": domain}
+        for i, domain in itertools.product(range(12), domains)
+    ]
+    (root / "clinc150" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sets, "FIT", 6)
+    monkeypatch.setattr(sets, "EACH", 10)
+    return root
+
+
+def test_free_tasks_hold_out_what_heads_have_not_seen(free_root: Path) -> None:
+    tasks = {task.name: task for task in free_tasks.free_tasks(free_root)}
+    assert list(tasks) == ["shop", "travel", "kitchen_and_dining", "customers"]
+    others = {found.name: found for found in free_tasks.other_sets(free_root)}
+    for task in tasks.values():
+        assert set(task.others) <= set(others) and len(set(task.others)) == len(task.others)
+        for fold in task.folds:
+            assert fold.held_out and not {text for text, _ in fold.fit} & set(fold.held_out)
+    away = {name: {part[6:] for part in task.others if part.startswith("clinc-")} for name, task in tasks.items()}
+    assert away["travel"] == {*free_tasks.UNLIKE_SHOP, "credit_cards", "home"} - {"travel", "auto_and_commute"}
+    assert away["customers"] == {*free_tasks.UNLIKE_SHOP, "home"} - {"banking"}
+    assert "kitchen_and_dining" not in away["kitchen_and_dining"] and away["shop"] == set(free_tasks.UNLIKE_SHOP)
+    assert [name for name, task in tasks.items() if "near_shop" in task.others] == ["shop"]
+    assert len(others["near_shop"].prompts) == 40
+
+    validation, fit = ({row["text"] for row in rows} for rows in sets.task_rows(free_root))
+    (customers,) = tasks["customers"].folds
+    found = {text for text, _ in customers.fit} | set(customers.held_out)
+    assert len(found) == 25 - 5 - 6 and not found & (validation | fit)
+    assert set(dict(customers.fit).values()) == {"card"}
+    kept = {row["text"] for row in sets.other_requests(free_root, "test")}
+    (travel,) = tasks["travel"].folds
+    assert kept and not kept & ({text for text, _ in travel.fit} | set(travel.held_out))
+    assert set(dict(travel.fit).values()) <= {"intent 0", "intent 1", "intent 2"}
+    with pytest.raises(InputError, match="must hold requests of all domains, but lacks .*travel"):
+        free_tasks.free_tasks(poorer(free_root))
+
+
+def poorer(root: Path) -> Path:
+    """The root without requests on travel."""
+    path = root / "clinc150" / "test.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "travel" not in line))
+    return root
+
+
+def test_every_wording_of_the_shop_is_held_out_once_and_no_test_wording_is_read() -> None:
+    shop = quickstart("shop")
+
+    def wording(text: str) -> tuple[int, int]:
+        """The intent, and the place among its wordings."""
+        return next(
+            (number, place)
+            for number, intent in enumerate(shop.INTENTS)
+            for place, ask in enumerate(intent.asks)
+            if re.fullmatch(re.sub(r"\\{\w+\\}", "(.+)", re.escape(ask)), text)
+        )
+
+    folds = free_tasks.shop_folds()
+    assert len(folds) == 5
+    for fold, made in enumerate(folds):
+        assert {wording(text) for text in made.held_out} == {(number, fold) for number in range(len(shop.INTENTS))}
+        assert {place for text, _ in made.fit for place in [wording(text)[1]]} == set(range(5)) - {fold}
+        assert all(shop.INTENTS[wording(text)[0]].key[-1] in answer.lower() for text, answer in made.fit)
+        assert len({text for text, _ in made.fit}) == len(made.fit) >= 160
+
+
+def test_free_tasks_are_judged_as_training_would(
+    base_folder: str,
+    free_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(free, "DREAMS", 10)
+    monkeypatch.setattr(free, "VARIED", {"penalty": (0.01, 0.1), "prompts": (5, 80), "border": (0.0, BORDER)})
+    work, out = tmp_path / "work", tmp_path / "out"
+    run = ["free", "--model", base_folder, "--data-root", str(free_root), "--work", str(work), "--out", str(out)]
+    run += ["--seeds", "0", "3"]
+    assert main(run) == 0
+    page = capsys.readouterr().out
+    folder = work / Path(base_folder).name
+    path = out / f"{folder.name}-free.json"
+    content = json.loads(path.read_text())
+    assert path.stat().st_size < 8000 and len(list((work / "dreams").iterdir())) == 2
+    assert [content["dreams"], len(content["choices"])] == [{"0": 10, "3": 10}, 8]
+    assert content["tasks"]["customers"] == {"folds": 1, "fit": 10, "held_out": 4}
+    for made in content["choices"]:
+        for name in content["tasks"]:
+            kept, worst, sent = made[name]
+            assert 0 <= worst <= kept <= 1 and 0 <= sent <= 1
+
+    # By another way: prompts read for this alone, and the head's own border.
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
+    customers = free_tasks.free_tasks(free_root)[-1]
+    renderer, (fold,) = Renderer(tokenizer), customers.folds
+    examples = [renderer.render(Conversation(sets.conversation(*turn), 0), 1) for turn in fold.fit]
+    task = [dress.prompt_ids for dress in dresses(examples, tokenizer, others=5)]
+    assert len(fold.fit) < len(task) <= 25
+
+    def queries(prompts: list[list[int]]) -> torch.Tensor:
+        found = features.compute(model, [features.Encoded(ids) for ids in prompts], features.layer_numbers(model), 0)
+        return torch.cat(list(found.values()), dim=1)
+
+    unseen = queries([prompt_ids(tokenizer, sets.conversation(text)) for text in fold.held_out])
+    music = next(found for found in free_tasks.other_sets(free_root) if found.name == "clinc-home")
+    away = queries([prompt_ids(tokenizer, prompt) for prompt in music.prompts])
+    shares: list[list[float]] = []
+    for seed in (0, 3):
+        samples = dream(model, tokenizer, 10, seed, answers=False, folder=work / "dreams")
+        head = fit_relevance(queries(task), queries([sample.prompt_ids for sample in samples]), penalty=0.1).head
+        shares.append([float((head(rows) > 0).float().mean()) for rows in (unseen, away)])
+    own, home = (sum(share) / 2 for share in zip(*shares, strict=True))
+    sent = content["sent"]["customers"]
+    assert (sent[free.OWN], sent["clinc-home"]) == (pytest.approx(own, abs=1e-3), pytest.approx(home, abs=1e-3))
+    usual = next(found for found in content["choices"] if all(found[k] == v for k, v in free.DEFAULT.items()))
+    assert usual["customers"][0] == pytest.approx(1 - own, abs=1e-3)
+    assert usual["customers"][2] == pytest.approx(
+        sum(share for name, share in sent.items() if name != free.OWN) / (len(sent) - 1), abs=2e-3
+    )
+    assert "customers: 10 to fit and 4 held out" in page and "Seeds of dreams: 0, 3." in page
+    assert "| penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
+    assert f"| clinc-home | {len(away)} |  | " in page and "| 0.1 | 80 | 0.25 |" in page
+
+    monkeypatch.setattr(features, "compute", lambda *given: pytest.fail("everything has been read"))
+    assert main(run) == 0 and capsys.readouterr().out == page
+
+
+def test_figures_of_heads() -> None:
+    heads = [{free.OWN: 0.0, "a": 1.0, "b": 0.5}, {free.OWN: 0.5, "a": 1.0, "b": 0.0}]
+    assert free.figures(heads) == [0.75, 0.5, 0.625]
+    assert free.mean_sent(heads) == {free.OWN: 0.25, "a": 1.0, "b": 0.25}
+
+
+def test_free_writing_needs_a_chat_template(
+    base_folder: str,
+    plain_tokenizer: PreTrainedTokenizerBase,
+    free_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "plain"
+    AutoModelForCausalLM.from_pretrained(base_folder).save_pretrained(folder)
+    plain_tokenizer.save_pretrained(folder)
+    run = ["free", "--model", str(folder), "--data-root", str(free_root), "--work", str(tmp_path / "work")]
+    assert main([*run, "--out", str(tmp_path)]) == 2
+    assert "--model must have a chat template, for the tasks are user turns" in capsys.readouterr().err

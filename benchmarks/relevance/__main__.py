@@ -1,4 +1,7 @@
-"""`python -m benchmarks.relevance features` computes what a relevance head sees of prompts of all kinds; `ablate` fits heads."""
+"""`python -m benchmarks.relevance features` computes what a relevance head sees of prompts of all kinds; `ablate` fits heads.
+
+`free` does both for tasks whose prompts have no wording in common.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,21 @@ HERE = Path(__file__).resolve().parent
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.relevance", description=__doc__)
-    verbs = made.add_subparsers(dest="verb", required=True, metavar="{features,ablate}")
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="{features,ablate,free}")
     features = verbs.add_parser("features", help="compute the frozen model's features that are not there yet")
-    features.add_argument("--data-root", type=Path, required=True, help="folder with the data sets' files")
     features.add_argument("--dreams", type=int, default=360, help="prompts that the model makes up (default: 360)")
     ablate = verbs.add_parser("ablate", help="fit heads to the features, and print and keep where they send prompts")
-    ablate.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    free = verbs.add_parser("free", help="the same for tasks of user turns that people wrote as they liked")
+    free.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the dreams (default: 0 1 2)")
+    for verb in (features, free):
+        verb.add_argument("--data-root", type=Path, required=True, help="folder with the data sets' files")
+    for verb in (ablate, free):
+        verb.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     for verb in (features, ablate):
+        verb.add_argument("--test", action="store_true", help="the test sets too")
+    for verb in (features, ablate, free):
         verb.add_argument("--model", default="smollm2", help="smollm2, gemma3 or a model's folder")
         verb.add_argument("--work", type=Path, default=Path("relevance"), help="folder of the features")
-        verb.add_argument("--test", action="store_true", help="the test sets too")
     return made
 
 
@@ -35,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
             from benchmarks.relevance.features import run
 
             print(run(args.model, args.data_root, args.work, args.dreams, args.test))
+        elif args.verb == "free":
+            from benchmarks.relevance import free, report
+
+            print(report.free_text(free.run(args.model, args.data_root, args.work, args.seeds, args.out)))
         else:
             from benchmarks.relevance import report
             from benchmarks.relevance.ablation import ablate

@@ -77,6 +77,40 @@ def choices(content: dict[str, Any]) -> str:
     return rows(lines)
 
 
+# -- tasks of free writing -------------------------------------------------------------------------------------------
+
+
+def free_text(content: dict[str, Any]) -> str:
+    """The tables of `free`: what each choice comes to, and where the default one sends each set."""
+    tasks, default = content["tasks"], content["default"]
+    told = ", ".join(f"{key} {value:.3g}" for key, value in default.items())
+    counted = (
+        f"{name}: {task['fit']} to fit and {task['held_out']} held out"
+        + (f" in {task['folds']} folds" if task["folds"] > 1 else "")
+        for name, task in tasks.items()
+    )
+    lines = [[*default, *(f"{name}: {figure}" for name in tasks for figure in content["figures"])]]
+    lines.append(["---"] * len(lines[0]))
+    for choice in content["choices"]:
+        named = [f"{choice[key]:.3g}" for key in default]
+        lines.append([*named, *(f"{figure:.3f}" for name in tasks for figure in choice[name])])
+    sent = [["set", "prompts", *tasks], ["---"] * (2 + len(tasks))]
+    for name in dict.fromkeys(name for shares in content["sent"].values() for name in shares):
+        own = [content["sent"][task].get(name) for task in tasks]
+        count = str(content["sets"].get(name, ""))
+        sent.append([name, count, *("" if share is None else f"{share:.2f}" for share in own)])
+    return "\n".join(
+        [
+            f"## {content['model']}, free writing\n",
+            f"{'; '.join(counted)}. Seeds of dreams: {', '.join(map(str, content['dreams']))}.\n",
+            "### Share of held-out prompts kept (mean and worst of all heads), mean share of other sets sent to the base\n",
+            rows(lines),
+            f"### Share sent to the base, {told}\n",
+            rows(sent),
+        ]
+    )
+
+
 def rows(lines: list[list[str]]) -> str:
     """A table."""
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -78,9 +78,14 @@ def prompt_sets(data_root: Path, test: bool = False) -> Iterator[PromptSet]:
 
 def task_rows(data_root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the task's training file: some for validation, and some that heads are fitted to."""
+    return divided(data_root)[:2]
+
+
+def divided(data_root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Both of `task_rows`, and the rows that are neither's."""
     rows = shuffled(read(data_root / "banking77" / "train.jsonl"), seed=0)
     held_out = min(VALIDATION, len(rows) // 5)
-    return rows[:held_out], rows[held_out:][:FIT]
+    return rows[:held_out], rows[held_out:][:FIT], rows[held_out + FIT :]
 
 
 def judged(split: Split, messages: list[dict[str, Any]], data_root: Path) -> Iterator[PromptSet]:
@@ -107,8 +112,7 @@ def judged(split: Split, messages: list[dict[str, Any]], data_root: Path) -> Ite
             yield from both(name, "base", found)
         else:
             yield PromptSet(name, split, "base", tuple(found))
-    other = [row["text"] for row in read(data_root / "clinc150" / "test.jsonl") if row["domain"] not in NEAR]
-    other = part(other, split)
+    other = [row["text"] for row in other_requests(data_root, split)]
     yield from both("clinc", "base", other)
     wiki = part(read(data_root / "wiki" / "sentences.jsonl"), split)
     yield PromptSet("wiki", split, "base", tuple(row["text"] for row in wiki))
@@ -124,6 +128,11 @@ def judged(split: Split, messages: list[dict[str, Any]], data_root: Path) -> Ite
         yield PromptSet(f"{name}-last", split, wanted, tuple(found), last_turn=True)
         # As if nothing had been said before.
         yield PromptSet(f"{name}-alone", split, wanted, tuple(prompt[-1:] for prompt in found))
+
+
+def other_requests(data_root: Path, split: Split) -> list[dict[str, Any]]:
+    """CLINC150's records of a split, of the domains that are not the task's."""
+    return part([row for row in read(data_root / "clinc150" / "test.jsonl") if row["domain"] not in NEAR], split)
 
 
 def conversations(

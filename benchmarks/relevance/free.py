@@ -1,0 +1,180 @@
+"""What penalty, border and number of prompts do to heads of tasks whose prompts have no wording in common."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks import machine
+from benchmarks.models import title
+from benchmarks.relevance.bank import DEPTHS, FEATURES, joined
+from benchmarks.relevance.features import Encoded, Reader, encode, say
+from benchmarks.relevance.free_tasks import Exchange, FreeTask, free_tasks, other_sets
+from benchmarks.relevance.line import Line
+from benchmarks.relevance.sets import conversation
+from imsm.data.dresses import dresses
+from imsm.data.formats import Conversation
+from imsm.data.rendering import Renderer
+from imsm.dreams import dream
+from imsm.errors import InputError
+from imsm.folders import write_text
+from imsm.relevance import BORDER
+from imsm.training.dreaming import DRESSED
+
+#: What is varied, and what training does.
+VARIED = {"penalty": (0.05, 0.1, 0.2), "prompts": (40, 80, 160), "border": (0.2, BORDER, 0.3, 1 / 3)}
+DEFAULT = {"penalty": 0.1, "prompts": 80, "border": BORDER}
+DREAMS = 200
+#: What the task's own set is called.
+OWN = "held out"
+#: Of a task under one choice, over all folds and seeds: the mean share of its held-out prompts that the adapter keeps, the
+#: least, and the mean share of the other sets that is sent to the base.
+FIGURES = ("kept", "worst", "sent")
+
+#: Values of `VARIED`.
+Choice = tuple[float, ...]
+#: The share of each set that one head sends to the base.
+Sent = dict[str, float]
+
+
+def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out: Path) -> dict[str, Any]:
+    """Fits a head for every task, fold, seed of dreams and choice, writes `out/MODEL-free.json`, and gives its content.
+
+    Raises:
+        InputError: the model or the data root is not there or lacks a file, or the model has no chat template.
+    """
+    tasks, others = free_tasks(data_root), list(other_sets(data_root))
+    reader = Reader(model_name, work)
+    if not reader.tokenizer.chat_template:
+        raise InputError(f"--model must have a chat template, for the tasks are user turns; {model_name} has none")
+    dreams = {}
+    for seed in seeds:
+        samples = dream(reader.model, reader.tokenizer, DREAMS, seed, answers=False, folder=work / "dreams")
+        dreams[seed] = read(reader, "free", f"dreams-{seed}", [sample.prompt_ids for sample in samples])
+    away = {}
+    for found in others:
+        ids = [encode(reader.tokenizer, prompt).ids for prompt in found.prompts]
+        away[found.name] = read(reader, found.split, found.name, ids)
+    heads = {task.name: judged(reader, task, list(dreams.values()), away) for task in tasks}
+    content: dict[str, Any] = {
+        "model": title(model_name),
+        "layers": reader.numbers,
+        "dreams": {seed: len(rows) for seed, rows in dreams.items()},
+        "tasks": {
+            task.name: {
+                "folds": len(task.folds),
+                "fit": min(len(fold.fit) for fold in task.folds),
+                "held_out": sum(len(fold.held_out) for fold in task.folds),
+            }
+            for task in tasks
+        },
+        "sets": {name: len(rows) for name, rows in away.items()},
+        "default": DEFAULT,
+        "figures": FIGURES,
+        "choices": [
+            {**dict(zip(VARIED, choice, strict=True)), **{name: figures(made[choice]) for name, made in heads.items()}}
+            for choice in choices()
+        ],
+        "sent": {name: mean_sent(made[tuple(DEFAULT.values())]) for name, made in heads.items()},
+        "commit": machine.commit(),
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+    }
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    write_text(out / f"{reader.folder.name}-free.json", text + "\n")
+    return content
+
+
+def choices() -> Iterator[Choice]:
+    """All choices."""
+    return itertools.product(*VARIED.values())
+
+
+# -- heads -----------------------------------------------------------------------------------------------------------
+
+
+def judged(
+    reader: Reader, task: FreeTask, dreams: Sequence[Tensor], away: dict[str, Tensor]
+) -> dict[Choice, list[Sent]]:
+    """What the heads of every fold and of each seed's dreams do under every choice.
+
+    Args:
+        reader: of the model.
+        task: the task.
+        dreams: (M, F) features of each seed's.
+        away: (N, F) features of the sets that are not a task, by name.
+    """
+    found: dict[Choice, list[Sent]] = {choice: [] for choice in choices()}
+    for fit, held_out in folds(reader, task):
+        sets = {OWN: held_out, **{name: away[name] for name in task.others}}
+        for other, penalty, prompts in itertools.product(dreams, VARIED["penalty"], VARIED["prompts"]):
+            line = Line(fit[int(prompts)], other, penalty)
+            logits = {name: line.logits(features) for name, features in sets.items()}
+            for place in VARIED["border"]:
+                border = line.border(place)
+                sent = {name: float((own > border).double().mean()) for name, own in logits.items()}
+                found[penalty, prompts, place].append(sent)
+    say(f"{task.name}: {len(found) * len(task.folds) * len(dreams)} heads and borders")
+    return found
+
+
+def figures(heads: Sequence[Sent]) -> list[float]:
+    """`FIGURES` of heads."""
+    kept = [1 - sent[OWN] for sent in heads]
+    away = [fmean(share for name, share in sent.items() if name != OWN) for sent in heads]
+    return [round(figure, 3) for figure in (fmean(kept), min(kept), fmean(away))]
+
+
+def mean_sent(heads: Sequence[Sent]) -> Sent:
+    """The mean over heads."""
+    return {name: round(fmean(sent[name] for sent in heads), 3) for name in heads[0]}
+
+
+# -- features --------------------------------------------------------------------------------------------------------
+
+
+def folds(reader: Reader, task: FreeTask) -> list[tuple[dict[int, Tensor], Tensor]]:
+    """Of each fold, (N, F) features of what a head is fitted to, by the number of prompts at most, and of the held-out ones."""
+    fit = [
+        {int(count): dressed(reader.tokenizer, fold.fit[: int(count)]) for count in VARIED["prompts"]}
+        for fold in task.folds
+    ]
+    held_out = [[encode(reader.tokenizer, conversation(text)).ids for text in fold.held_out] for fold in task.folds]
+    parts = [*(ids for made in fit for ids in made.values()), *held_out]
+    # Most prompts are those of several folds.
+    place = {key: row for row, key in enumerate(dict.fromkeys(tuple(ids) for part in parts for ids in part))}
+    rows = read(reader, "free", task.name, [list(ids) for ids in place])
+
+    def features(part: list[list[int]]) -> Tensor:
+        return rows[torch.tensor([place[tuple(ids)] for ids in part])]
+
+    return [
+        ({count: features(part) for count, part in made.items()}, features(unseen))
+        for made, unseen in zip(fit, held_out, strict=True)
+    ]
+
+
+def dressed(tokenizer: PreTrainedTokenizerBase, exchanges: Sequence[Exchange]) -> list[list[int]]:
+    """The prompts in the dresses that training makes."""
+    renderer = Renderer(tokenizer)
+    examples = [
+        renderer.render(Conversation(conversation(*exchange), 0), line) for line, exchange in enumerate(exchanges, 1)
+    ]
+    made = dresses(examples, tokenizer, others=math.ceil(DRESSED * len(examples)))
+    return [dress.prompt_ids for dress in made if dress.prompt_ids]
+
+
+def read(reader: Reader, split: str, name: str, prompts: Sequence[list[int]]) -> Tensor:
+    """(N, F) features of prompts as training's heads read them."""
+    found = load_file(reader.read(split, name, [Encoded(ids) for ids in prompts]))
+    return joined(found, FEATURES["both"], DEPTHS["all"])

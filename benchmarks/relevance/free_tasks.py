@@ -1,0 +1,131 @@
+"""Tasks whose prompts have no instruction and no wording in common: what people write who write as they like."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models import quickstart
+from benchmarks.relevance.sets import EACH, SETS, PromptSet, divided, other_requests, prompt_sets, read, shuffled, turns
+from imsm.errors import InputError
+
+#: What is none of these tasks, of the sets of validation.
+COMMON = (
+    *("near_domain-chat", "everyday-chat", "webq-chat", "everyday", "webq", "freebaseqa"),
+    *("multirc", "cola", "mrpc", "gsm8k", "wiki"),
+)
+#: CLINC150's domains that are tasks here, and those that are too near to one to say whose their requests are.
+DOMAINS = {"travel": ("auto_and_commute",), "kitchen_and_dining": ()}
+BANKING = ("banking", "credit_cards")
+#: Those that are none of the shop's business.
+UNLIKE_SHOP = ("travel", "kitchen_and_dining", "auto_and_commute", "work", "banking", "utility", "small_talk")
+#: How often each wording of the shop's customers is filled in.
+FILLINGS = 6
+#: Customers of the bank, and records of a task that are held out, at most.
+CUSTOMERS, HELD_OUT = 220, 60
+
+#: What a user says, and the answer.
+Exchange = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a head is fitted to, and what of the task it has not seen."""
+
+    fit: tuple[Exchange, ...]
+    held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FreeTask:
+    """A task of user turns.
+
+    name: unique.
+    folds: with a head each.
+    others: names of the sets that are not the task, of `other_sets`.
+    """
+
+    name: str
+    folds: tuple[Fold, ...]
+    others: tuple[str, ...]
+
+
+def free_tasks(data_root: Path) -> list[FreeTask]:
+    """All tasks.
+
+    Raises:
+        InputError: the data root lacks a file, or CLINC150's a domain.
+    """
+    requests = requests_by_domain(data_root)
+    if missing := {*DOMAINS, *UNLIKE_SHOP} - set(requests):
+        raise InputError(
+            f"{data_root / 'clinc150' / 'test.jsonl'} must hold requests of all domains, but lacks "
+            f"{', '.join(sorted(missing))}; give a --data-root with the whole file"
+        )
+
+    def others(*near: str) -> tuple[str, ...]:
+        return (*COMMON, *(f"clinc-{domain}" for domain in requests if domain not in near))
+
+    made = [FreeTask("shop", tuple(shop_folds()), (*COMMON, "near_shop", *(f"clinc-{name}" for name in UNLIKE_SHOP)))]
+    for domain, near in DOMAINS.items():
+        made.append(FreeTask(domain, (last_held_out(requests[domain], "intent"),), others(domain, *near)))
+    customers = divided(data_root)[2][:CUSTOMERS]
+    return [*made, FreeTask("customers", (last_held_out(customers, "output"),), others(*BANKING))]
+
+
+def other_sets(data_root: Path) -> Iterator[PromptSet]:
+    """What is not the task, of one task or several.
+
+    Raises:
+        InputError: the data root lacks a file.
+    """
+    yield from (found for found in prompt_sets(data_root) if found.name in COMMON)
+    yield PromptSet("near_shop", "validation", "base", turns([row["text"] for row in read(SETS / "near_shop.jsonl")]))
+    for domain, rows in requests_by_domain(data_root).items():
+        yield PromptSet(f"clinc-{domain}", "validation", "base", turns([row["text"] for row in rows][:EACH]))
+
+
+def requests_by_domain(data_root: Path) -> dict[str, list[dict[str, Any]]]:
+    """CLINC150's requests of each domain in an order drawn, without those that are kept for the test."""
+    kept = {row["text"] for row in other_requests(data_root, "test")}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in shuffled(read(data_root / "clinc150" / "test.jsonl"), seed=3):
+        if row["domain"] != "out_of_scope" and row["text"] not in kept:
+            found.setdefault(row["domain"], []).append(row)
+    return found
+
+
+def last_held_out(rows: Sequence[dict[str, Any]], answer: str) -> Fold:
+    """The last rows held out, a third at most."""
+    count = len(rows) - min(HELD_OUT, len(rows) // 3)
+    return Fold(tuple((row["text"], row[answer]) for row in rows[:count]), tuple(row["text"] for row in rows[count:]))
+
+
+def shop_folds() -> list[Fold]:
+    """For each wording of the quickstart's training customers, a fold in which every intent's customers who use it are held out.
+
+    A wording with nothing to fill in comes once.
+    """
+    shop, rng = quickstart("shop"), random.Random(0)
+    made: dict[str, tuple[int, str]] = {}
+    for intent in shop.INTENTS:
+        for place, ask in enumerate(intent.asks[: -shop.HELD_OUT]):
+            for _ in range(FILLINGS):
+                words = {
+                    "order": str(rng.randint(1000, 9999)),
+                    "product": rng.choice(shop.PRODUCTS),
+                    "day": rng.choice(shop.DAYS),
+                }
+                answer = f"{shop.OPENING} {intent.reply.format(**words)} {shop.CLOSING}"
+                made.setdefault(ask.format(**words), (place, answer))
+    rows = shuffled(list(made.items()), seed=0)
+    return [
+        Fold(
+            tuple((text, answer) for text, (place, answer) in rows if place != wording),
+            tuple(text for text, (place, _) in rows if place == wording),
+        )
+        for wording in sorted({place for _, (place, _) in rows})
+    ]
