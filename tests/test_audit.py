@@ -688,7 +688,32 @@ def test_what_is_missing_shows_before_the_base_is_run(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert call(models, *argv, "--targets", "webq", "--output", str(tmp_path / "out")) == 2
     assert re.search(message, capsys.readouterr().err)
-    assert list((tmp_path / "out" / "results").iterdir()) == []
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["base", "./nowhere@gate=1"], "checkpoint './nowhere' is not a folder"),
+        (["org/name", "./nowhere"], "checkpoint './nowhere' is not a folder"),
+        (["./nowhere", "org/name"], "checkpoint './nowhere' is not a folder"),
+        (["base", "lora", "--base", "./nowhere"], "base model './nowhere' is not a folder"),
+    ],
+)
+def test_a_missing_folder_shows_before_data_are_looked_for(
+    models: Path,
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(models)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tasks = ["--tasks", "banking77", "--targets", "banking77"]
+    assert imsm_cli.main(["audit", *more, *tasks, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"imsm: {message}\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_output_is_a_file(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -635,6 +635,10 @@ def test_eval_prints_its_table_and_goes_on(
         (["BASE", "--tasks", "TASK", "--batch-size", "0"], "--batch-size must be a positive integer, got 0"),
         (["BASE", "--tasks", "TASK", "--output", "x.txt"], "--output must be a .json file, got x.txt"),
         (["nowhere/at/all", "--tasks", "TASK"], "'nowhere/at/all' is not a folder"),
+        (["./nowhere@gate=1", "--tasks", "banking77"], "checkpoint './nowhere' is not a folder"),
+        (["nowhere", "--tasks", "banking77"], "checkpoint 'nowhere' is neither a folder here nor a repository"),
+        (["org/name", "--base", "./nowhere", "--tasks", "banking77"], "base model './nowhere' is not a folder"),
+        ([".", "--tasks", "banking77"], ". holds no checkpoint"),
         (["BASE", "--tasks", "mrpc", "--data-root", "nowhere"], "nowhere"),
         (["BASE", "--tasks", "TASK", "--device", "cuda:99"], "device cuda:99 cannot be used"),
     ],
@@ -649,6 +653,7 @@ def test_eval_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     places = {"BASE": str(folder / "base"), "TASK": task_file}
     assert imsm_cli.main(["eval", *(places.get(a, a) for a in arguments)]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("imsm: ")]

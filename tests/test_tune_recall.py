@@ -265,6 +265,7 @@ def test_without_matplotlib(
         (["--metric", "number"], "the metric number needs a text with a number as answer"),
         (["--retained", "webq", "--data-root", "."], "--retained takes tasks of kept answers"),
         (["--retained", "kept_webq", "--data-root", "nowhere"], "there is no folder nowhere"),
+        (["--retained", "kept_webq", "--base", "./nowhere"], "base model './nowhere' is not a folder"),
         (["--data-root", "nowhere"], "--data-root holds the files of --retained; name the tasks"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--recalls", "inf", "--metric", "exact_match"], "no answer along the dial scores above 0 by exact_match"),
@@ -276,6 +277,14 @@ def test_refusals(
     assert imsm_cli.main(command(folder, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_checkpoint_shows_before_data_are_looked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = command(folder, tmp_path / "out", "--data", "org/name", "--retained", "kept_webq", gate="nowhere")
+    assert imsm_cli.main(given) == 2
+    assert capsys.readouterr().err == f"imsm: checkpoint '{folder / 'nowhere'}' is not a folder\n"
 
 
 def test_refusals_of_the_function(folder: Path) -> None:

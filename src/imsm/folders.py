@@ -72,17 +72,28 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def fetch(name: str | os.PathLike[str], files: tuple[str, ...], what: str, hub: dict[str, Any]) -> Path:
-    """The folder `name`, or a download of just `files` from the Hub repository of that name.
+def folder_here(name: str | os.PathLike[str], what: str) -> Path | None:
+    """The folder `name`, or None where there is none and the name may be a repository's on the Hub, which is not asked.
 
     Raises:
-        InputError: there is no such folder or repository.
+        InputError: the name is a path, and there is no such folder.
     """
     path = Path(name)
     if path.is_dir():
         return path
     if path.exists() or os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1:
         raise InputError(f"{what} {os.fspath(name)!r} is not a folder")
+    return None
+
+
+def fetch(name: str | os.PathLike[str], files: tuple[str, ...], what: str, hub: dict[str, Any]) -> Path:
+    """The folder `name`, or a download of just `files` from the Hub repository of that name.
+
+    Raises:
+        InputError: there is no such folder or repository.
+    """
+    if (folder := folder_here(name, what)) is not None:
+        return folder
     try:
         return Path(snapshot_download(os.fspath(name), allow_patterns=list(files), **hub))
     except (

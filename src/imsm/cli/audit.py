@@ -16,17 +16,17 @@ import xxhash
 from rich.console import Console
 
 from imsm.cli.checkpoint import add_loading_arguments
-from imsm.cli.tasks import add_task_arguments, read_tasks, run_tasks
+from imsm.cli.tasks import add_task_arguments, named_tasks, read_data, refuse_missing, run_tasks
 from imsm.errors import InputError, first_line
 from imsm.evaluation.audit import Audit, audit
-from imsm.evaluation.candidates import FACTS, Candidate, kind_of, open_candidate, read_spec
+from imsm.evaluation.candidates import Candidate, find_kind, open_candidate
 from imsm.evaluation.comparison import common_tasks, same_base
 from imsm.evaluation.page import write_page
 from imsm.evaluation.results import Result, read_result
 from imsm.evaluation.tables import show
 from imsm.evaluation.task import Task
 from imsm.evaluation.tasks import TASK_GROUPS, read_task
-from imsm.folders import fetch, write_text
+from imsm.folders import write_text
 
 #: Kinds of checkpoints that are a base and something on it.
 ADAPTED = ("siamese", "peft", "loramoe")
@@ -76,13 +76,14 @@ def make(args: argparse.Namespace) -> Audit:
     specs = [args.before, *args.checkpoints]
     if repeated := [spec for i, spec in enumerate(specs) if spec in specs[:i]]:
         raise InputError(f"{repeated[0]} is given twice")
+    refuse_missing([spec for spec in specs if not is_result(spec)], args.base)
     prepare(args.output)
     results: dict[str, Result] = {spec: read_result(spec) for spec in specs if is_result(spec)}
     tasks: list[Task] = []
     if results.keys() == set(specs):
         names = task_names(args.tasks or ()) or None
     elif args.tasks:
-        tasks = read_tasks(args)
+        tasks = named_tasks(args)
         names = [task.name for task in tasks]
     else:
         raise InputError("name with --tasks what to evaluate the checkpoints on")
@@ -93,11 +94,12 @@ def make(args: argparse.Namespace) -> Audit:
     if kept := [task.name for task in tasks if task.name in targets and task.kind == "kept"]:
         raise InputError(f"{kept[0]!r} measures what was kept and cannot be a target")
     for spec in specs:
-        kind = results[spec].kind if spec in results else kind_of(fetch(read_spec(spec)[0], FACTS, "checkpoint", {}))
+        kind = results[spec].kind if spec in results else find_kind(spec)
         if spec == args.before and kind in ADAPTED:
             raise InputError(
                 f"BASE must be the model before training, and {spec} is a {kind} checkpoint; name its base first"
             )
+    read_data(tasks, args)
     paths = {spec: Path(spec) for spec in results}
     for spec in specs:
         before = results.get(args.before)
@@ -181,8 +183,7 @@ def evaluated(
 def opened(spec: str, before: Result | None, args: argparse.Namespace) -> Candidate:
     """The loaded checkpoint; a whole model, which cannot say what it was tuned from, belongs to the base given."""
     base: Any = args.base
-    name = read_spec(spec)[0]
-    if before is not None and base is None and kind_of(fetch(name, FACTS, "checkpoint", {})) == "plain":
+    if before is not None and base is None and find_kind(spec) == "plain":
         base = before.base["name"]
     return open_candidate(spec, base, args.dtype, args.device, args.trust_remote_code)
 

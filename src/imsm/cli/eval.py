@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imsm.cli.checkpoint import add_model_arguments
-from imsm.cli.tasks import add_task_arguments, read_tasks, run_tasks
+from imsm.cli.tasks import add_task_arguments, named_tasks, read_data, refuse_missing, run_tasks
 from imsm.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,10 +40,13 @@ def run(argv: list[str]) -> int:
     if output.suffix != ".json":
         raise InputError(f"--output must be a .json file, got {output}")
 
-    from imsm.evaluation.candidates import open_candidate
+    from imsm.evaluation.candidates import find_kind, open_candidate
     from imsm.evaluation.running import partial_path
 
-    tasks = read_tasks(args)
+    refuse_missing([args.checkpoint], args.base)
+    tasks = named_tasks(args)
+    find_kind(args.checkpoint)
+    read_data(tasks, args)
     candidate = open_candidate(args.checkpoint, args.base, args.dtype, args.device, args.trust_remote_code)
     try:
         result = run_tasks(candidate, tasks, output, args)

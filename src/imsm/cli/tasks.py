@@ -32,22 +32,41 @@ def add_task_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever an earlier run left")
 
 
-def read_tasks(args: argparse.Namespace) -> list[Task]:
-    """The tasks that the command line names, once their data have been read: before a model is loaded for them.
+def refuse_missing(checkpoints: Sequence[str], base: str | None) -> None:
+    """Raises `InputError` for a checkpoint or base that is a path, and there is no such folder; the Hub is not asked."""
+    from imsm.evaluation.candidates import read_spec
+    from imsm.folders import folder_here
+
+    for spec in checkpoints:
+        folder_here(read_spec(spec)[0], "checkpoint")
+    if base is not None:
+        folder_here(base, "base model")
+
+
+def named_tasks(args: argparse.Namespace) -> list[Task]:
+    """The tasks that the command line names.
 
     Raises:
-        InputError: a number is out of range, there is no such task, or its data are missing or wrong.
+        InputError: a number is out of range, or there is no such task.
     """
-    from imsm.evaluation.sources import load_records
     from imsm.evaluation.tasks import find_tasks
 
     for flag, value in {"--batch-size": args.batch_size, "--limit": args.limit}.items():
         if value is not None and value < 1:
             raise InputError(f"{flag} must be a positive integer, got {value}")
-    tasks = find_tasks(args.tasks)
+    return find_tasks(args.tasks)
+
+
+def read_data(tasks: Sequence[Task], args: argparse.Namespace) -> None:
+    """Reads the tasks' data, before a model is loaded for them.
+
+    Raises:
+        InputError: data are missing or wrong.
+    """
+    from imsm.evaluation.sources import load_records
+
     for task in tasks:
         load_records(task, args.data_root, args.limit, args.seed)
-    return tasks
 
 
 def read_kept(names: Sequence[str], data_root: Path | None, limit: int | None, seed: int) -> list[Task]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from imsm.checkpoint import read_config, write_recall
 from imsm.cli.checkpoint import add_model_arguments
 from imsm.errors import InputError
-from imsm.folders import write_text
+from imsm.folders import folder_here, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,6 +147,7 @@ def prepared(
     name = args.base or config.base_model
     if name is None:
         raise InputError(f"{folder} does not name its base model; give it with --base")
+    folder_here(name, "base model")
     tokenizer = loading.tokenizer(folder, name)
     found = load_examples(DataConfig(train=args.data, split=args.split, max_length=sys.maxsize), tokenizer)
     places = sorted(random.Random(args.seed).sample(range(len(found)), min(args.limit, len(found))))

@@ -172,6 +172,15 @@ def read_spec(spec: str) -> tuple[str, dict[str, float]]:
     return name, dials
 
 
+def find_kind(spec: str) -> str:
+    """What kind a checkpoint of a folder or the Hub is, see `kind_of`; its weights are not fetched.
+
+    Raises:
+        InputError: there is no checkpoint, or a suffix is wrong.
+    """
+    return kind_of(fetch(read_spec(spec)[0], FACTS, "checkpoint", {}))
+
+
 def kind_of(folder: Path) -> str:
     """What a folder holds: siamese, loramoe, peft or plain.
 
