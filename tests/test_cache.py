@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from zoo import tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM, TwinCache
+from imsm.relevance import RelevanceHead
 
 KINDS = [("llama", "lora"), ("llama", "prefix_tuning"), ("gemma3", "lora"), ("lfm2", "lora")]
 BATCH = padded(random_prompts())
@@ -101,9 +102,9 @@ def test_the_last_token_goes_on_and_back() -> None:
         assert running is not None and running.end is not None
         return running.end[:, 0].tolist()
 
-    cache.record(memory[:, :3], None, attended[:, :3])
+    cache.record(memory[:, :3], None, attended[:, :3], for_head=True)
     assert end() == [3, 8]
-    cache.record(memory[:, 3:], None, attended[:, 3:])
+    cache.record(memory[:, 3:], None, attended[:, 3:], for_head=True)
     assert end() == [6, 10]
     cache.crop(-2)
     assert end() == [4, 10]
@@ -111,6 +112,40 @@ def test_the_last_token_goes_on_and_back() -> None:
     assert end() == [3, 8]
     cache.batch_select_indices(torch.tensor([1]))
     assert end() == [8]
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_the_last_token_is_kept_for_a_head_alone(has_head: bool) -> None:
+    model = tiny_siamese("llama", "lora")
+    if has_head:
+        model.set_relevance(RelevanceHead(2 * model.config.hidden_size))
+    cache = read(model)
+    assert (cache.past_sums().end is not None) == has_head
+    logits = go_on(model, cache, BATCH)
+    cache.crop(-1)
+    assert (cache.past_sums().end is not None) == has_head
+    assert_same(logits, anew(model, BATCH))
+    if has_head:
+        found = model(*BATCH, output_memories=True).base_memory
+        last = BATCH.mask[:, :-1].cumsum(dim=1).argmax(dim=1)
+        assert torch.allclose(cache.past_sums().end, found[torch.arange(len(last)), last], atol=1e-5)
+
+
+def test_a_cache_from_before_there_was_a_head() -> None:
+    model = tiny_siamese("llama", "lora")
+    cache = read(model)
+    model.set_relevance(RelevanceHead(2 * model.config.hidden_size))
+    with pytest.raises(InputError, match="filled by a model without a relevance head"):
+        go_on(model, cache, BATCH)
+    assert_same(go_on(model, cache, BATCH, force_gate=1.0), anew(model, BATCH, force_gate=1.0))
+
+
+def test_a_head_reads_on_after_all_is_cropped() -> None:
+    model = tiny_siamese("llama", "lora")
+    model.set_relevance(RelevanceHead(2 * model.config.hidden_size))
+    cache = read(model, stop=4)
+    cache.crop(-4)
+    assert_same(go_on(model, cache, BATCH, start=0), anew(model, BATCH, start=0))
 
 
 def test_crop_in_two_steps(llama: SiameseForCausalLM) -> None:

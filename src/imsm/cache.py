@@ -52,7 +52,7 @@ class TwinCache(Cache):
         self.sole: float | None = None
         self.task: str | None = None
         self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
-        #: The frozen memory of the last token before those of `_last`.
+        #: The frozen memory of the last token before those of `_last`; None without a head.
         self._end: Tensor | None = None
         self._rows: int | None = None
 
@@ -132,8 +132,11 @@ class TwinCache(Cache):
         """Forget the last answer's query: the next one is pooled over the sequence's first `prompt_length` tokens."""
         self.prompt_length, self.query, self.sole = prompt_length, None, None
 
-    def record(self, base: Tensor | None, tuned: Tensor | None, attended: Tensor) -> None:
-        """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding."""
+    def record(self, base: Tensor | None, tuned: Tensor | None, attended: Tensor, *, for_head: bool = False) -> None:
+        """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding.
+
+        `for_head`: there is a relevance head, which alone reads what the memory was at the last token.
+        """
         self._rows = attended.shape[0]
         if self.seen > 0 and self.running is None:
             # A crop undid more than the last step: the mean over the whole sequence is no longer known.
@@ -156,21 +159,32 @@ class TwinCache(Cache):
             add(past.base if past else None, base),
             add(past.tuned if past else None, tuned),
             count if past is None else past.count + count,
-            newest(base, attended, self._end),
+            newest(base, attended, self._end) if for_head else None,
         )
         self._last = (base, tuned, attended)
         self.seen += attended.shape[1]
 
-    def past_sums(self) -> RunningQuery | None:
+    def past_sums(self, for_head: bool = False) -> RunningQuery | None:
         """The sums over the tokens held, or None if the cache is empty.
 
+        Args:
+            for_head: a relevance head reads them.
+
         Raises:
-            InputError: the cache was cropped by more than its last step, so that the sums are lost.
+            InputError: the cache was cropped by more than its last step, so that the sums are lost; or it was filled
+                without a head.
         """
-        if self.seen > 0 and self.running is None:
+        if self.seen == 0:
+            return self.running
+        if self.running is None:
             raise InputError(
                 "this cache was cropped by more tokens than its last forward pass added, so the mean of its query is no "
                 "longer known; start from a fresh cache, or crop before the tokens are added"
+            )
+        if for_head and self.running.end is None:
+            raise InputError(
+                "this cache was filled by a model without a relevance head, which reads the last token of what is held; "
+                "start from a fresh cache"
             )
         return self.running
 
@@ -229,7 +243,9 @@ class TwinCache(Cache):
             subtract(self.running.base, base),
             subtract(self.running.tuned, tuned),
             self.running.count - weights.sum(dim=-1),
-            newest(None if base is None else base[:, :kept], attended[:, :kept], self._end),
+            None
+            if self.running.end is None
+            else newest(None if base is None else base[:, :kept], attended[:, :kept], self._end),
         )
         self._last = (
             None if base is None else base[:, :kept],

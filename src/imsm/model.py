@@ -321,7 +321,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         queries: Queries | None = None
         widened: Tensor | None = None
         if how.force is None and self.pools_query and (cache is None or cache.query is None):
-            past = cache.past_sums() if cache is not None else None
+            past = cache.past_sums(self.relevance is not None) if cache is not None else None
             if prompt_length is None and cache is not None:
                 prompt_length = cache.prompt_length
             queries = kept_queries(
@@ -354,7 +354,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 if queries is not None and queries.whole and how.force is None:
                     cache.query = query
                     cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
-                cache.record(wide, tuned, attended)
+                cache.record(wide, tuned, attended, for_head=self.relevance is not None)
             where = supervised if answers_only else (slice(None), kept)
             memories = (None if base is None else base[where], None if tuned is None else tuned[where])
             if answers_only:

@@ -225,7 +225,7 @@ class RunningQuery:
 
     base, tuned: (B, d) float32; None for a stream that was not run.
     count: (B, 1) float32, attended tokens.
-    end: (B, d) float32, the frozen memory of the last of them; 0 where there is none.
+    end: (B, d) float32, the frozen memory of the last of them; 0 where there is none. None without a head that reads it.
     """
 
     base: Tensor | None
