@@ -48,6 +48,19 @@ def learned(model: SiameseForCausalLM) -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if "base_layer" not in name}
 
 
+@pytest.mark.parametrize("task", ["default", "shop"])
+def test_an_adapter_alone_is_what_peft_saves(tmp_path: Path, task: str) -> None:
+    """Byte for byte, and right in the folder whatever its name."""
+    base = tiny_base("llama")
+    model = SiameseForCausalLM.from_base(base, METHODS["lora"](base), task=task)
+    (tmp_path / "ours").mkdir()
+    checkpoint.write_adapter(model, task, tmp_path / "ours", with_card=True)
+    model.peft_model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "theirs").rglob("*") if path.is_file()}
+    assert "README.md" in written
+
+
 @pytest.mark.parametrize(("architecture", "method", "gate"), PAIRS)
 def test_round_trip(tmp_path: Path, architecture: str, method: str, gate: str) -> None:
     before = saved(tmp_path, architecture, method, gate)

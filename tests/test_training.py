@@ -69,6 +69,7 @@ def test_the_baseline_is_plain_peft(settings: dict[str, Any]) -> None:
     folder = Path(settings["output_dir"])
     assert isinstance(result.model, PeftModel)
     assert not (folder / "gate.safetensors").exists() and not (folder / "model.safetensors").exists()
+    assert f"base_model: {settings['model']}" in (folder / "README.md").read_text()
     reloaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(settings["model"]), str(folder))
     ids = torch.arange(1, 9)[None]
     assert torch.equal(reloaded(ids).logits, result.model(ids).logits)

@@ -40,7 +40,7 @@ from imsm.tasks import OWN, Task
 if TYPE_CHECKING:
     from imsm.model import SiameseForCausalLM
 
-CONFIG, GATE, RELEVANCE = "config.json", "gate.safetensors", "relevance.safetensors"
+CONFIG, GATE, RELEVANCE, CARD = "config.json", "gate.safetensors", "relevance.safetensors", "README.md"
 #: Of a task's stored queries; of several tasks; of the folder of those but the first, and their settings.
 QUERIES, ROUTER, TASKS, TASK = "queries.safetensors", "router.safetensors", "tasks", "task.json"
 #: What every task's settings hold as the model's do.
@@ -84,7 +84,7 @@ def save(
             model.config.architectures = [type(model).__name__]
             root_config(model).save_pretrained(stage)
             model.generation_config.save_pretrained(stage)
-            (stage / "README.md").write_text(card.render(model), encoding="utf-8")
+            (stage / CARD).write_text(card.render(model), encoding="utf-8")
             made = {path.name for path in stage.iterdir()}
         drop_stale(Path(folder), made)
     if push_to_hub:
@@ -118,14 +118,19 @@ def write_task(model: SiameseForCausalLM, name: str, folder: Path) -> None:
         write_settings({**part.settings, **{key: getattr(model.config, key) for key in READS}}, folder)
 
 
-def write_adapter(model: SiameseForCausalLM, name: str, folder: Path) -> None:
-    """Writes peft's two files of one adapter right into a folder that is there, whatever peft calls it."""
+def write_adapter(model: SiameseForCausalLM, name: str, folder: Path, *, with_card: bool = False) -> None:
+    """Writes peft's two files of one adapter, and its model card if asked for, right into a folder that is there.
+
+    It does not matter what peft calls the adapter.
+    """
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         # "auto" would ask the Hub whether the embeddings were resized; base weights are never saved here.
         model.peft_model.save_pretrained(temporary, save_embedding_layers=False, selected_adapters=[name])
         (written,) = Path(temporary).rglob(ADAPTER_CONFIG)
         for file in (ADAPTER_CONFIG, ADAPTER):
             os.replace(written.with_name(file), folder / file)
+        if with_card:
+            os.replace(Path(temporary) / CARD, folder / CARD)
 
 
 def write_settings(settings: dict[str, Any], folder: Path) -> None:

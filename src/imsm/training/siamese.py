@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from imsm.checkpoint import write_adapter
-from imsm.config import DEFAULT_TASK
 from imsm.folders import staged
 from imsm.gates import Mix
 from imsm.model import SiameseForCausalLM
@@ -176,12 +175,7 @@ class SiameseTrainer(RunTrainer):
         """The checkpoint folder of the siamese model, or peft's own of the adapter alone."""
         if self.adapter_only:
             with staged(folder) as stage:
-                if self.siamese.active != DEFAULT_TASK:
-                    write_adapter(self.siamese, self.siamese.active, stage)
-                    return
-                self.siamese.peft_model.save_pretrained(
-                    str(stage), save_embedding_layers=False, selected_adapters=[DEFAULT_TASK]
-                )
+                write_adapter(self.siamese, self.siamese.active, stage, with_card=True)
         else:
             self.siamese.save_pretrained(folder)
 
