@@ -29,7 +29,7 @@ LAYERS = (
     {"cache", "mixing", "settings", "views"},
     {"shared"},
     {"streams"},
-    {"decoding"},
+    {"decoding", "probe"},
     {"building"},
     {"tasks"},
     {"dispatch"},

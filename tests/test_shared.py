@@ -15,7 +15,7 @@ from zoo import METHODS, disturb, tiny_base, tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM, TwinCache
 from imsm.attention import FOLDED, folded_attention
-from imsm.building import prove_shared
+from imsm.probe import prove_shared
 from imsm.shared import SharedBase, TwinLayer, TwinLowRank, layers_below
 from imsm.views import FewRowsLinear, PatchedForwardError, view
 

@@ -1,31 +1,28 @@
-"""Putting an adapter into a base model, and proving on a few tokens that both streams are what they should be.
-
-What cannot work is found by running it, not by the names of architectures or PEFT methods.
-"""
+"""Putting an adapter into a base model, and refusing what cannot make a siamese model of the two."""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from imsm.config import DEFAULT_TASK
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch
-from imsm.shared import layers_below, without_adapter
-from imsm.streams import HeadTap, Streams, output_head
+from imsm.probe import probe, probe_inputs, reference_memory
+from imsm.shared import without_adapter
+from imsm.streams import Streams, head_shape, output_head
 
 #: peft's own two files.
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
@@ -85,7 +82,7 @@ def attach_adapter(
     refuse_settings(peft_config, loaded=folder is not None)
     refuse_name(name, peft_config)
     own = {id(parameter) for parameter in base.parameters()}
-    reference = None if _on_meta(base) else _reference_memory(base)
+    reference = None if _on_meta(base) else reference_memory(base)
     was_training = base.training
     if folder is not None:
         # peft refuses to load these for training; their prompt is made trainable below.
@@ -104,7 +101,7 @@ def attach_adapter(
     streams = Streams(peft_model)
     if reference is not None:
         try:
-            _probe(streams, own, reference)
+            probe(streams, own, reference)
         except InputError:
             streams.tap.remove()
             raise
@@ -141,7 +138,7 @@ def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[st
     streams.eval()
     reference = None
     if not _on_meta(streams.base):
-        streams.frozen(_probe_inputs(streams.base), None)
+        streams.frozen(probe_inputs(streams.base), None)
         reference = streams.tap.memory
     try:
         with _refusals(streams.base), warnings.catch_warnings():
@@ -162,7 +159,7 @@ def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[st
                 "the adapter changes the output head, which all tasks share; leave it out of target_modules"
             )
         if reference is not None:
-            _probe(streams, own, reference)
+            probe(streams, own, reference)
     except InputError:
         if name in peft_model.peft_config:
             peft_model.set_adapter(before)
@@ -301,55 +298,17 @@ def enable_checkpointing(base: Any, settings: dict[str, Any] | None = None, *arg
 
 def base_shape(base: PreTrainedModel) -> dict[str, Any]:
     """What tells one base model from another, by the names of `SiameseConfig`."""
-    head: Any = output_head(base)
+    hidden, vocabulary = head_shape(base)
     return {
         "base_model_type": base.config.model_type,
-        # The head's input, which some models project to another width than that of their layers.
-        "hidden_size": int(getattr(head, "in_features", None) or head.weight.shape[1]),
-        "vocab_size": int(getattr(head, "out_features", None) or head.weight.shape[0]),
+        "hidden_size": hidden,
+        "vocab_size": vocabulary,
         "num_hidden_layers": int(base.config.get_text_config(decoder=True).num_hidden_layers),
     }
 
 
 def _on_meta(model: nn.Module) -> bool:
     return any(parameter.device.type == "meta" for parameter in model.parameters())
-
-
-def _probe_inputs(base: nn.Module) -> dict[str, Tensor]:
-    vocabulary = base_shape(base)["vocab_size"]  # type: ignore[arg-type]
-    device = base.get_input_embeddings().weight.device  # type: ignore[operator]
-    ids = (torch.arange(2 * 6, device=device) * 7 % (vocabulary - 1) + 1).view(2, 6)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}  # type: ignore[dict-item]
-
-
-def _reference_memory(base: PreTrainedModel) -> Tensor:
-    """Memories (2, 6, d) of the untouched base model on the probe's tokens."""
-    inputs = _probe_inputs(base)
-    was_training = base.training
-    base.eval()
-    tap = HeadTap(output_head(base))
-    try:
-        with torch.no_grad(), tap.replacing(lambda memory: memory):
-            base(**inputs)
-            memory = tap.memory
-            if memory is None:
-                raise InputError(
-                    f"{type(base).__name__} makes its logits without calling its output head, so memories cannot be mixed "
-                    "before it"
-                )
-            changed = inputs["input_ids"].clone()
-            changed[:, -1] = changed[:, 0]
-            base(**{**inputs, "input_ids": changed})
-            after = tap.memory
-            assert after is not None
-            if not _same(after[:, :-1], memory[:, :-1], 1e-5 if memory.dtype == torch.float32 else 1e-2):
-                raise InputError(
-                    f"{type(base).__name__} is not causal: a later token changes an earlier memory (is_decoder=True missing?)"
-                )
-    finally:
-        tap.remove()
-        base.train(was_training)
-    return memory
 
 
 def _refuse_trained_base(peft_model: PeftModel, own: set[int]) -> None:
@@ -365,127 +324,3 @@ def _refuse_trained_base(peft_model: PeftModel, own: set[int]) -> None:
             "the adapter changes the output head, which both streams share; leave it out of target_modules and "
             "modules_to_save"
         )
-
-
-def _same(a: Tensor, b: Tensor, tolerance: float = 1e-3) -> bool:
-    scale = b.float().abs().max().clamp(min=1e-6)
-    return a.shape == b.shape and bool(((a.float() - b.float()).abs().max() / scale) < tolerance)
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """`_same`, but for half precision, where a disturbed adapter magnifies rounding: then alike on average."""
-    if b.dtype not in (torch.bfloat16, torch.float16):
-        return _same(a, b)
-    return a.shape == b.shape and bool((a - b).float().abs().mean() < 0.2 * b.float().abs().mean())
-
-
-@contextmanager
-def _noisy(peft_model: PeftModel, own: set[int]) -> Iterator[None]:
-    """Adapter weights with noise on them: as a trained adapter, it must change the tuned stream and nothing else."""
-    kept = [
-        (parameter, parameter.detach().clone())
-        for parameter in peft_model.parameters()
-        if id(parameter) not in own and parameter.is_floating_point()
-    ]
-    generator = torch.Generator().manual_seed(0)
-    try:
-        with torch.no_grad():
-            for parameter, _ in kept:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_((0.3 * noise).to(parameter))
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in kept:
-                parameter.copy_(value)
-
-
-def _probe(streams: Streams, own: set[int], reference: Tensor) -> None:
-    """Runs both streams on a few tokens with a disturbed adapter.
-
-    Raises:
-        InputError: the frozen stream is not the base model, or the streams do not line up.
-    """
-    peft_model = streams.peft_model
-    kind = getattr(peft_model.active_peft_config.peft_type, "value", peft_model.active_peft_config.peft_type)
-    inputs: dict[str, Any] = _probe_inputs(streams.base)
-    streams.eval()
-    try:
-        streams.frozen(inputs, None)
-        if not _same(streams.tap.memory, reference):  # type: ignore[arg-type]
-            raise InputError(
-                f"{kind} as configured changes base weights when it is created, so the frozen stream is not the base model "
-                "any more; choose another initialisation and load the base again"
-            )
-        with _noisy(peft_model, own):
-            streams.frozen(inputs, None)
-            frozen = streams.tap.memory
-            with torch.no_grad():
-                streams.tuned(inputs, None)
-            tuned = streams.tap.memory
-            prove_shared(streams)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"peft's {kind} does not run on {type(streams.base).__name__}: {first_line(error)}") from error
-    assert frozen is not None and tuned is not None
-    if not _same(frozen, reference):
-        raise InputError(f"{kind} stays on when switched off, so the frozen stream would not be the base model")
-    if tuned.shape != frozen.shape:
-        raise InputError(
-            f"{kind} changes the sequence's length from {frozen.shape[1]} to {tuned.shape[1]} positions, so the two streams' "
-            "memories do not line up; use a method that leaves the length alone"
-        )
-    if _same(tuned, frozen):
-        raise InputError(
-            f"{kind} as configured has no effect on the memories; check target_modules and the layers chosen"
-        )
-
-
-@torch.no_grad()
-def prove_shared(streams: Streams) -> None:
-    """Lets the streams share their passes if that gives what two passes give, for a padded prompt and a cached step.
-
-    The adapter must be disturbed and the model in eval mode. Sets `once` and `why_two` of `streams`.
-    """
-    streams.once, streams.why_two = None, "the adapter puts a prefix before the tuned stream's tokens"
-    if streams.prefix_length:
-        return
-    prompt: dict[str, Any] = _probe_inputs(streams.base)
-    prompt["attention_mask"][0, :2] = 0
-    prompt["use_cache"] = True
-    step = {
-        "input_ids": prompt["input_ids"][:, -1:],
-        "attention_mask": torch.nn.functional.pad(prompt["attention_mask"], (0, 1), value=1),
-        "use_cache": True,
-    }
-    attended = prompt["attention_mask"].bool()
-
-    def memories(run: Callable[..., Any]) -> list[Tensor]:
-        cache = streams.cache_of(run(prompt, None))
-        first = streams.tap.memory
-        if cache is None:
-            raise InputError("the model returns no cache")
-        run(step, cache)
-        last = streams.tap.memory
-        assert first is not None and last is not None
-        return [part[rows] for part, rows in ((first, attended.repeat(len(first) // 2, 1)), (last, slice(None)))]
-
-    try:
-        frozen, tuned = memories(streams.frozen), memories(streams.tuned)
-    except Exception as error:
-        streams.why_two = f"they cannot be run with a cache: {first_line(error)}"
-        return
-    expected = [torch.cat(pair) for pair in zip(frozen, tuned, strict=True)]
-    for once in sorted({layers_below(streams.base), 0}, reverse=True):
-        streams.once = once
-        try:
-            found = memories(streams.both)
-        except Exception as error:
-            streams.why_two = f"a pass of both fails: {type(error).__name__}: {first_line(error)}"
-        else:
-            if all(_alike(a, b) for a, b in zip(found, expected, strict=True)):
-                streams.why_two = ""
-                return
-            streams.why_two = "a pass of both does not give what two passes give"
-    streams.once = None

@@ -80,6 +80,13 @@ def output_head(base: nn.Module) -> nn.Module:
     return head
 
 
+def head_shape(base: nn.Module) -> tuple[int, int]:
+    """Width of the output head's input, which some models project to another than that of their layers, and its rows."""
+    head: Any = output_head(base)
+    hidden = int(getattr(head, "in_features", None) or head.weight.shape[1])
+    return hidden, int(getattr(head, "out_features", None) or head.weight.shape[0])
+
+
 class DepthTap:
     """Reads the hidden states behind some of the decoder layers, of whichever stream is run while it listens.
 
