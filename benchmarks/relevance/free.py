@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks import machine
 from benchmarks.models import title
-from benchmarks.relevance.bank import DEPTHS, FEATURES, joined
+from benchmarks.relevance.bank import DEPTHS, FEATURES, Choice, joined
 from benchmarks.relevance.features import Encoded, Reader, encode, say
 from benchmarks.relevance.free_tasks import Exchange, FreeTask, free_tasks, other_sets
 from benchmarks.relevance.line import Line
@@ -33,8 +33,8 @@ from imsm.training.dreaming import DRESSED
 
 #: What is varied, and what training does.
 VARIED = {"penalty": (0.05, 0.1, 0.2), "prompts": (40, 80, 160), "border": (0.2, BORDER, 0.3, 1 / 3)}
-DEFAULT = {"penalty": 0.1, "prompts": 80, "border": BORDER}
-DREAMS = 200
+DEFAULT = {"penalty": Choice.penalty, "prompts": Choice.prompts, "border": BORDER}
+DREAMS = Choice.dreams
 #: What the task's own set is called.
 OWN = "held out"
 #: Of a task under one choice, over all folds and seeds: the mean share of its held-out prompts that the adapter keeps, the
@@ -42,7 +42,7 @@ OWN = "held out"
 FIGURES = ("kept", "worst", "sent")
 
 #: Values of `VARIED`.
-Choice = tuple[float, ...]
+Values = tuple[float, ...]
 #: The share of each set that one head sends to the base.
 Sent = dict[str, float]
 
@@ -95,7 +95,7 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
     return content
 
 
-def choices() -> Iterator[Choice]:
+def choices() -> Iterator[Values]:
     """All choices."""
     return itertools.product(*VARIED.values())
 
@@ -105,7 +105,7 @@ def choices() -> Iterator[Choice]:
 
 def judged(
     reader: Reader, task: FreeTask, dreams: Sequence[Tensor], away: dict[str, Tensor]
-) -> dict[Choice, list[Sent]]:
+) -> dict[Values, list[Sent]]:
     """What the heads of every fold and of each seed's dreams do under every choice.
 
     Args:
@@ -114,7 +114,7 @@ def judged(
         dreams: (M, F) features of each seed's.
         away: (N, F) features of the sets that are not a task, by name.
     """
-    found: dict[Choice, list[Sent]] = {choice: [] for choice in choices()}
+    found: dict[Values, list[Sent]] = {choice: [] for choice in choices()}
     for fit, held_out in folds(reader, task):
         sets = {OWN: held_out, **{name: away[name] for name in task.others}}
         for other, penalty, prompts in itertools.product(dreams, VARIED["penalty"], VARIED["prompts"]):
