@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.forgetting.report import Group
 
-#: Colour by method; the gate's variants share one.
+#: Colour by method, and marker by round of the colours; the gate's variants share a colour, and the default has a star.
 OURS, OTHERS = "#00798c", ("#d1495b", "#edae49", "#66a182", "#8d96a3", "#5f4b8b", "#c98a1b", "#2e4057", "#a05195")
 
 
@@ -21,7 +21,7 @@ def draw(by_model: dict[str, list[Group]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(by_model), figsize=(7.2 * len(by_model), 5.6), dpi=120, layout="constrained", squeeze=False
+        1, len(by_model), figsize=(7.2 * len(by_model), 6.4), dpi=120, layout="constrained", squeeze=False
     )
     for panel, (model, found) in zip(axes[0], by_model.items(), strict=True):
         points(panel, [group for group in found if not group.varied])
@@ -32,19 +32,20 @@ def draw(by_model: dict[str, list[Group]], path: Path) -> None:
         panel.set_ylabel("retention: share of the base's score kept on the rest")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=7, frameon=False, loc="lower left")
+        panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     figure.savefig(path)
     plt.close(figure)
 
 
 def points(panel: Any, found: Sequence[Group]) -> None:
     """One a method; the base in black."""
+    variants = [group for group in found if group.name.startswith("imsm-")]
     others = [group for group in found if group.name != "base" and not group.name.startswith("imsm")]
     for group in found:
         if group.name == "base":
             colour, marker = "black", "x"
         elif group.name.startswith("imsm"):
-            colour, marker = OURS, "*" if group.name == "imsm" else "P"
+            colour, marker = OURS, "*" if group.name == "imsm" else "PXvdhp<>"[variants.index(group) % 8]
         else:
             place = others.index(group)
             colour, marker = OTHERS[place % len(OTHERS)], "os^D"[place // len(OTHERS) % 4]
