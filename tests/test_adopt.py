@@ -233,8 +233,16 @@ def test_refusals_of_the_function(base: str, adapter: str, data: str, tmp_path: 
 
 
 def test_a_run_is_not_overwritten(printed: tuple[Path, str], adapter: str, data: str, base: str) -> None:
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already holds a run; an adoption is made whole or not at all, so delete it"):
         adopt(adapter, settings(base, data, printed[0]))
+
+
+def test_records_that_the_metric_cannot_score_show_at_once(
+    adapter: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["adopt", adapter, "--data", data, "--output", str(tmp_path / "out"), "--metric", "number"]
+    assert imsm_cli.main(command) == 2
+    assert "the metric number needs" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_an_adapter_without_a_base(adapter: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

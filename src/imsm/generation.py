@@ -53,6 +53,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int] | None:
+    """What ends an answer: what the model's settings say, or else the tokenizer's end, which training appends."""
+    ends: int | list[int] | None = model.generation_config.eos_token_id
+    return tokenizer.eos_token_id if ends is None else ends
+
+
 def answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -77,14 +83,14 @@ def answers(
     """
     tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    pad = padding_id(tokenizer)
+    pad, ends = padding_id(tokenizer), end_ids(model, tokenizer)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        settings = {"do_sample": False, "pad_token_id": pad, **generate_kwargs}
+        settings = {"do_sample": False, "pad_token_id": pad, "eos_token_id": ends, **generate_kwargs}
         found = continuations(model, [tokens[i] for i in chosen], pad, max_new_tokens=max_new_tokens, **settings)
         repeats = len(found) // len(chosen)
         for row, sequence in enumerate(found):
-            new = trim(sequence, model.generation_config.eos_token_id)
+            new = trim(sequence, settings["eos_token_id"])
             yield Answer(chosen[row // repeats], str(tokenizer.decode(new, skip_special_tokens=True)).strip(), new)
 
 
@@ -125,7 +131,7 @@ def stream(
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     pad = padding_id(tokenizer)
-    settings = {"do_sample": False, "pad_token_id": pad, **generate_kwargs}
+    settings = {"do_sample": False, "pad_token_id": pad, "eos_token_id": end_ids(model, tokenizer), **generate_kwargs}
     failure: list[BaseException] = []
 
     def work() -> None:

@@ -29,10 +29,15 @@ def run(argv: list[str]) -> int:
     config = read_config(args)
     retained = read_retained(args, config)
 
+    from imsm.evaluation.held_out import held_out_task
     from imsm.training import adopt
 
     adopted = adopt(
-        args.adapter, config, held_out=args.held_out, held_out_dreams=args.held_out if args.data_root is None else 0
+        args.adapter,
+        config,
+        held_out=args.held_out,
+        held_out_dreams=args.held_out if args.data_root is None else 0,
+        check=lambda records, tokenizer: held_out_task(records, tokenizer, args.metric),
     )
     figures = "; ".join(f"{name} {value:g}" for name, value in adopted.metrics.items())
     print(f"The adapter is adopted ({figures}).")

@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from imsm.model import SiameseForCausalLM
 from imsm.samples import Sample
 from imsm.settings import DreamsConfig, TrainConfig
 from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
+from imsm.training.ends import learn_end
 from imsm.training.models import load_base
 from imsm.training.progress import build_bar
 from imsm.training.run import join_processes, load_tokenizer, record, refuse_folder
@@ -71,7 +73,12 @@ class Adopted:
 
 
 def adopt(
-    adapter: str | os.PathLike[str], config: TrainConfig, *, held_out: int = 0, held_out_dreams: int = 0
+    adapter: str | os.PathLike[str],
+    config: TrainConfig,
+    *,
+    held_out: int = 0,
+    held_out_dreams: int = 0,
+    check: Callable[[list[Example], PreTrainedTokenizerBase], object] | None = None,
 ) -> Adopted:
     """Makes a siamese checkpoint of a trained adapter in `config.output_dir`; peft's two files in it are the adapter's own.
 
@@ -80,6 +87,7 @@ def adopt(
         config: base model, data of the task, gate, dreams; the settings that are about training an adapter do nothing.
         held_out: records to set aside, of `config.data.eval` if that is given, else of `config.data.train`.
         held_out_dreams: further dreams to have, that the fit does not see.
+        check: called with the records set aside and the tokenizer, to refuse them before anything takes its time.
 
     Raises:
         InputError: settings, adapter, data or model that cannot work; nothing has been written then.
@@ -94,11 +102,13 @@ def adopt(
             f"an adapter is adopted in one process, got {processes.num_processes}; start it without torchrun"
         )
     folder, source = Path(config.output_dir), fetch_adapter(adapter)
-    refuse_folder(folder, config)
+    refuse_folder(folder, config, "an adoption is made whole or not at all, so delete it, or give")
     if folder.resolve() == source.resolve():
         raise InputError(f"output_dir {folder} is the adapter's own folder, which stays as it is; give another")
     tokenizer = load_tokenizer(config)
     records, aside = _records(config, tokenizer, held_out)
+    if check is not None:
+        check(aside, tokenizer)
     set_seed(config.seed)
     base: Any = load_base(config)
     base.to(processes.device)
@@ -114,6 +124,7 @@ def adopt(
         task=config.task or DEFAULT_TASK,
     )
     model.config.base_revision = config.revision or model.config.base_revision
+    learn_end(model.generation_config, records.examples, tokenizer)
     metrics = learn_from_dreams(
         config, model, tokenizer, records.examples, dreams, build_bar(config, "adopt", "prompts")
     )

@@ -30,6 +30,7 @@ from imsm.samples import Sample
 from imsm.settings import TrainConfig, read_yaml, to_yaml
 from imsm.training.banking import plan_bank
 from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
+from imsm.training.ends import learn_end
 from imsm.training.models import adapter_config, build_model, load_base, make_trainer
 from imsm.training.plain import AnswerLM
 from imsm.training.progress import build_bar
@@ -99,6 +100,7 @@ def train(config: TrainConfig) -> TrainResult:
     dreams = sampled_dreams(config, base, tokenizer, processes) if config.dreaming else None
     total_steps = steps(config, len(train_set.examples), processes.num_processes)
     model = build_model(config, base, adapter_config(config.adapter, total_steps), samples)
+    learn_end((model.lm if isinstance(model, AnswerLM) else model).generation_config, train_set.examples, tokenizer)
     if config.packing:
         assert isinstance(model, SiameseForCausalLM)
         refuse_unpackable(model)
@@ -193,16 +195,17 @@ def own_texts(
     return found
 
 
-def refuse_folder(folder: Path, config: TrainConfig) -> None:
-    """Raises `InputError` if training into `folder` would overwrite a run, or resume it under other settings."""
+def refuse_folder(folder: Path, config: TrainConfig, remedy: str = "continue it with --resume, or give") -> None:
+    """Raises `InputError` if training into `folder` would overwrite a run, or resume it under other settings.
+
+    `remedy`: what there is to do beside another folder.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; give a folder")
     before = folder / SETTINGS
     if not config.resume:
         if before.exists() or (folder / checkpoint.CONFIG).exists():
-            raise InputError(
-                f"output_dir {folder} already holds a run; continue it with --resume, or give another folder"
-            )
+            raise InputError(f"output_dir {folder} already holds a run; {remedy} another folder")
         return
     if not before.is_file():
         raise InputError(f"there is no run to resume in {folder}: {SETTINGS} is missing")

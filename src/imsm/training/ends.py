@@ -1,0 +1,37 @@
+"""What ends an answer for a model that has learnt its data: the base's ends, and the token that the data end answers with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from imsm.data import IGNORED, Example
+
+#: Tokens at an answer's end among which the one that ends it is looked for: a template may put a line's end behind it.
+LAST = 3
+
+
+def learn_end(generation: GenerationConfig, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has `generate` stop where the examples' answers end, if that is at a special token, as well as where it did.
+
+    Args:
+        generation: the model's settings, which are changed.
+        examples: what it learns.
+        tokenizer: that of the examples.
+    """
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    found: Counter[int] = Counter()
+    for example in examples:
+        learnt = (token for token in islice(reversed(example.labels), LAST) if token != IGNORED)
+        if (end := next((token for token in learnt if token in special), None)) is not None:
+            found[end] += 1
+    if not found or 2 * found.most_common(1)[0][1] < len(examples):
+        return
+    end, ends = found.most_common(1)[0][0], generation.eos_token_id
+    known = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
+    if end not in known:
+        generation.eos_token_id = [*known, end] if known else end
