@@ -244,3 +244,17 @@ def test_anchors(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_anchors(str(path), words)
     assert "line 1: a prompt is expected as 'prompt', 'input' or 'text' (a text) or 'messages'" in str(caught.value)
+
+
+def test_who_has_given_up_gives_up_again(
+    model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that seldom ends a user's turn has the same dreams at every call, however many are asked for."""
+    monkeypatch.setattr(dreams, "IDLE", 24)
+    monkeypatch.setattr(
+        dreams, "finished", lambda text, kind, ended, place=0: None if kind == "chat" else finished(text, kind, ended)
+    )
+    found = dream(model, words, 400, folder=tmp_path, answers=False, **SHORT)
+    assert 0 < len(found) < 400 and {sample.kind for sample in found} == {"plain"}
+    assert dream(model, words, 400, folder=tmp_path, answers=False, **SHORT) == found
+    assert dream(model, words, 5, folder=tmp_path, answers=False, **SHORT) == found[:5]

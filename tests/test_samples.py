@@ -246,3 +246,11 @@ def test_rows_behind_a_lead_that_is_run_once_go_on_as_alone(name: str) -> None:
 @pytest.mark.parametrize("name", ["lfm2", "mistral", "gemma3"])
 def test_a_state_that_is_not_all_keys_and_values_is_not_shared(name: str) -> None:
     assert lead_cache(tiny_base(name), list(range(5, 25)), 2) is None
+
+
+def test_a_text_may_have_any_line_s_end_in_it(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Some characters end a line for some readers, and not for JSON Lines."""
+    ids = tokenizer("one\u2028two\x85three", add_special_tokens=False)["input_ids"]
+    rows = [(0, Sample(ids, [1, 2], "plain")), (3, Sample([4], [], "chat"))]
+    samples.write_rows(tmp_path / "rows.jsonl", rows, tokenizer)
+    assert samples.read_rows(tmp_path / "rows.jsonl") == rows

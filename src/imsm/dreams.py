@@ -165,7 +165,7 @@ def dream(
     rows = read_rows(path)
     steps = 2 * count if answers else count
     with plain_decoding(model):
-        there, idle, coming = len(_mixed(rows, kinds)), 0, rounds(sampler, rows)
+        there, idle, coming = len(_mixed(rows, kinds)), batch_size * _idle(rows, kinds), rounds(sampler, rows)
         while there < count and idle < IDLE:
             number, fresh = next(coming)
             rows += [(number, sample) for sample in fresh]
@@ -266,6 +266,15 @@ def _mixed(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> list[Sam
     while (sample := next(left[next(turns)], None)) is not None:
         found.append(sample)
     return found
+
+
+def _idle(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> int:
+    """Rounds on the disk behind the last one that brought something new, so that who gave up gives up again."""
+    whole, numbers = len(_mixed(rows, kinds)), sorted({number for number, _ in rows})
+    for place, last in enumerate(numbers):
+        if len(_mixed([row for row in rows if row[0] <= last], kinds)) == whole:
+            return numbers[-1] - numbers[place]
+    return 0
 
 
 def _first(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str], count: int) -> list[Sample]:

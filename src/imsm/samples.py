@@ -413,7 +413,7 @@ def greedy_answers(
 def read_rows(path: Path) -> list[tuple[int, Sample]]:
     """The round and text of each line; none if the file is missing or damaged."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return [
             (line["round"], Sample(line["prompt_ids"], line["answer_ids"], line.get("kind", "given"))) for line in lines
         ]
