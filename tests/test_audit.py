@@ -412,7 +412,7 @@ def test_facts_hold_every_figure(made: audits.Audit) -> None:
     assert trivia_facts["metrics"]["contains"]["p"] == mcnemar(24, 5).p
     assert set(first["tasks"]["kept"]["metrics"]) == {"identical", "agreement", "divergence"}
     assert first["balance"]["plasticity"] == 1.0
-    assert facts["matrix"]["bank"] == {"before": 0.25, "lora": 1.0, "imsm": 0.75}
+    assert facts["matrix"]["bank"] == {"before": 0.25, "after": {"lora": 1.0, "imsm": 0.75}}
     assert facts["result"] == "results/base.json" and first["result"] == "results/lora.json"
 
 

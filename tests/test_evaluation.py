@@ -463,6 +463,11 @@ def test_what_is_finished_is_not_run_again(
         ),
         ({"task": replace(ANSWER, metrics=("contains",))}, "evaluation: records, prompts or metrics are others in ask"),
         ({"weights": True}, "evaluation: weights was '[0-9a-f]+', now '[0-9a-f]+'; give"),
+        (
+            {"recall": 1.5},
+            "evaluation: the prompts' tokens, what ends an answer, or where the dial stands is another; give",
+        ),
+        ({"eos": 7}, "evaluation: the prompts' tokens, what ends an answer, or where the dial stands is another; give"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -484,12 +489,58 @@ def test_another_evaluation_is_not_mixed_in(
     if changed.pop("weights", False):
         with torch.no_grad():
             candidate.model.gate.up.weight[0, 0] += 1
+    candidate.model.config.recall = changed.pop("recall", 0.0)
+    candidate.model.generation_config.eos_token_id = changed.pop("eos", candidate.model.generation_config.eos_token_id)
     task = changed.pop("task", ANSWER)
     with pytest.raises(InputError, match=message + ".*another --output, delete it, or start anew with --fresh"):
         run(candidate, [task], **changed)
     assert set(run(candidate, [task], **changed, fresh=True).tasks["ask"].metrics) == set(task.metrics)
     with pytest.raises(InputError, match="evaluation: tasks were ask, now ask, .*; give another --output"):
         run(candidate, [task, TEXT], **changed)
+
+
+def test_a_fresh_run_that_was_cut_goes_on(
+    opened: Callable[..., Candidate], run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = run(opened("base"), [ANSWER], limit=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(running.RUNS, "answer", Interrupting("answer", 1))
+        run(opened("siamese"), [ANSWER], fresh=True)
+    assert read_result(tmp_path / "r.json") == old
+    new = run(opened("siamese"), [ANSWER])
+    assert new.kind == "siamese" and len(new.tasks["ask"].records) == len(PROMPTS)
+    assert read_result(tmp_path / "r.json") == new and not partial_path(tmp_path / "r.json").exists()
+
+
+def test_another_may_have_finished_the_same(
+    opened: Callable[..., Candidate], run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = running.RUNS["answer"]
+
+    def beside(candidate: Candidate, task: Task, batch: Any) -> Any:
+        partial_path(tmp_path / "r.json").unlink(missing_ok=True)
+        return real(candidate, task, batch)
+
+    monkeypatch.setitem(running.RUNS, "answer", beside)
+    assert len(run(opened("base"), [ANSWER]).tasks["ask"].records) == len(PROMPTS)
+
+
+def test_a_template_that_refuses_a_record_names_it(
+    opened: Callable[..., Candidate], run: Callable[..., Result], folder: Path, tmp_path: Path
+) -> None:
+    candidate = opened("base")
+    candidate.tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
+    with pytest.raises(InputError, match=r"record 1 of task 'ask': the chat template refuses it \(no system turn\)"):
+        run(candidate, [replace(ANSWER, chat=True)])
+
+
+def test_half_a_character_is_refused(
+    opened: Callable[..., Candidate], run: Callable[..., Result], tmp_path: Path
+) -> None:
+    for record in ({"input": "yes", "output": "ok \ud83d"}, {"input": "yes \ud83d", "output": "ok"}):
+        (tmp_path / "ask.jsonl").write_text(json.dumps(record) + "\n")
+        with pytest.raises(InputError, match=r"ask.jsonl line 1: .* has half of a character"):
+            run(opened("base"), [ANSWER], data_root=tmp_path)
 
 
 def test_a_damaged_partial_file(opened: Callable[..., Candidate], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -398,6 +399,21 @@ def test_a_table_from_runs_to_figures(
 
     with pytest.raises(InputError, match=r"holds other runs: limit was 4, now 5; give another --output"):
         reproduce(["table2", *arguments, "--limit", "5", *only[:2]])
+
+    # A run that is made anew is evaluated anew, on the same data.
+    shutil.rmtree(out / "runs" / "cola" / "lora")
+    study = replace_last(arguments, "--data-root", str(out / "data"))
+    with pytest.raises(InputError, match=r"holds other runs: data_root was .*, now .*; give another --output"):
+        reproduce(["table2", *study, *only[:2]])
+    capsys.readouterr()
+    assert reproduce(["table2", *arguments, "--trained-on", "cola", *only]) == 0
+    assert "cola/lora: train, " in (said := capsys.readouterr().err) and "webq" in said
+
+
+def replace_last(arguments: list[str], option: str, value: str) -> list[str]:
+    """The arguments with another value behind an option."""
+    place = arguments.index(option)
+    return [*arguments[: place + 1], value, *arguments[place + 2 :]]
 
 
 def test_the_papers_figures_beside_ours(

@@ -27,6 +27,7 @@ from imsm.evaluation.task import Task, TaskRecord
 from imsm.relevance import RelevanceHead
 from imsm.settings import DataConfig
 from imsm.training.border import frozen_queries
+from imsm.turns import last_turn
 
 KEPT = Task("kept_words", "Words", "kept", "", ("identical",), reference=None, max_new_tokens=6)
 ASKED = [TaskRecord(f"Is the {a} {b}?") for a, b in zip(WORDS, WORDS[3:], strict=False)][:10]
@@ -124,6 +125,31 @@ def test_who_answers(folder: Path) -> None:
     tuned, _, _ = loaded(folder, "tuned")
     tuned.set_relevance(None)
     assert minds(tuned, None, 1.5, 2) == [TUNED] * 2
+
+
+def test_of_several_turns_the_last_one_tells(folder: Path) -> None:
+    """As in `generate`, where the head reads what stands before the first turn and the last one."""
+    model, tokenizer, _ = loaded(folder, "tuned")
+    opener = tokenizer("Is")["input_ids"]
+    talks = [TaskRecord(f"{one.prompt}\n{other.prompt}") for one, other in zip(ASKED, ASKED[4:], strict=False)]
+    model.set_relevance(model.relevance, opener=opener)
+    ids = [tokenizer(talk.prompt)["input_ids"] for talk in talks]
+    cut = [last_turn(tokens, opener) for tokens in ids]
+    assert all(len(short) < len(tokens) for short, tokens in zip(cut, ids, strict=True))
+    whole, last = (minds(model, frozen_queries(model, read), 0.0, len(talks)) for read in (ids, cut))
+    assert whole != last
+    said = recalls._said(model, tokenizer, KEPT, talks, [0.0], 4, False)
+    assert said.minds[0.0] == last
+    for place, talk in enumerate(talks):
+        (own,) = answers(model, tokenizer, [talk.prompt], max_new_tokens=KEPT.max_new_tokens)
+        assert own.token_ids == said.at(0.0, place).token_ids
+
+
+def test_what_is_too_long_to_read_is_refused(folder: Path) -> None:
+    model, tokenizer, target = loaded(folder, "tuned")
+    long = [TaskRecord("Is it? " * 2 * int(model.base.config.max_position_embeddings))]
+    with pytest.raises(InputError, match="record 1 of task 'kept_words' takes [0-9]+ tokens, the model reads"):
+        along_the_dial(model, tokenizer, target, [(KEPT, long)], [0.0], progress=False)
 
 
 @pytest.mark.parametrize("end", [math.inf, -math.inf])

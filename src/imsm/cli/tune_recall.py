@@ -149,7 +149,9 @@ def prepared(
         raise InputError(f"{folder} does not name its base model; give it with --base")
     folder_here(name, "base model")
     tokenizer = loading.tokenizer(folder, name)
-    found = load_examples(DataConfig(train=args.data, split=args.split, max_length=sys.maxsize), tokenizer)
+    add_eos = tokenizer.eos_token_id is not None
+    settings = DataConfig(train=args.data, split=args.split, max_length=sys.maxsize, add_eos=add_eos)
+    found = load_examples(settings, tokenizer)
     places = sorted(random.Random(args.seed).sample(range(len(found)), min(args.limit, len(found))))
     target = held_out_task([found.examples[place] for place in places], tokenizer, args.metric)
     tasks = read_kept(args.retained, args.data_root, args.limit, args.seed) if args.retained else []

@@ -84,7 +84,7 @@ class Audit:
             "matrix": {
                 name: {
                     "before": self.task(name).score.before.value,
-                    **{entry.label: entry.comparison.tasks[name].score.after.value for entry in self.entries},
+                    "after": {entry.label: entry.comparison.tasks[name].score.after.value for entry in self.entries},
                 }
                 for name in self.tasks
             },

@@ -77,8 +77,7 @@ class Candidate:
     @property
     def longest(self) -> int | None:
         """Tokens that the model can read at once, if it says."""
-        model = self.model.base if isinstance(self.model, SiameseForCausalLM) else self.model
-        return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return longest_input(self.model)
 
     @property
     def dtype(self) -> str:
@@ -92,6 +91,12 @@ class Candidate:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             add_values(digest, tensor)
         return digest.hexdigest()
+
+
+def longest_input(model: Any) -> int | None:
+    """Tokens that a model of any kind can read at once, if it says."""
+    model = model.base if isinstance(model, SiameseForCausalLM) else model
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def open_candidate(

@@ -114,12 +114,16 @@ def _differences(found: Any, wanted: dict[str, Any]) -> list[str]:
     """Every value that is another, in words; of tasks only their names."""
     if not isinstance(found, dict):
         return ["it says nothing of itself"]
-    changed = []
+    changed: list[str] = []
     for key, now in wanted.items():
         was = found.get(key)
         if was == now:
             continue
-        if key == "tasks" and isinstance(was, dict):
+        if key == "asked":
+            # It follows from most of the others.
+            if not changed:
+                changed.append("the prompts' tokens, what ends an answer, or where the dial stands is another")
+        elif key == "tasks" and isinstance(was, dict):
             if was.keys() != now.keys():
                 changed.append(f"tasks were {', '.join(was)}, now {', '.join(now)}")
             elif "settings" not in found or found["settings"].get("limit") == wanted["settings"].get("limit"):

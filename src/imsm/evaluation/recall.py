@@ -19,16 +19,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from imsm.errors import InputError
-from imsm.evaluation.answering import asked
+from imsm.evaluation.answering import asked, refuse_long, tokens
 from imsm.evaluation.bootstrap import bootstrap
+from imsm.evaluation.candidates import longest_input
 from imsm.evaluation.metrics import METRICS
 from imsm.evaluation.passes import Pass
 from imsm.evaluation.progress import RecordBar
 from imsm.evaluation.results import Estimate, RecordResult
 from imsm.evaluation.task import Task, TaskRecord
-from imsm.generation import Answer, prompt_ids
+from imsm.generation import Answer
 from imsm.model import SiameseForCausalLM
 from imsm.training.border import frozen_queries
+from imsm.turns import last_turn
 
 #: Values of the dial that are tried.
 RECALLS = (-math.inf, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, math.inf)
@@ -199,14 +201,18 @@ def _said(
 ) -> _Said:
     """The answers that a task needs, each made once."""
     prompts = [asked(task, record, tokenizer) for record in records]
-    tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    queries = None if model.relevance is None else frozen_queries(model, tokens)
+    asked_ids = tokens(tokenizer, task, records)
+    refuse_long(task, [len(ids) for ids in asked_ids], longest_input(model))
+    opener = model.config.relevance_turn
+    queries = None
+    if model.relevance is not None:
+        queries = frozen_queries(model, [last_turn(ids, opener) for ids in asked_ids])
     who = {recall: minds(model, queries, recall, len(prompts)) for recall in recalls}
     wanted = _wanted(who.values(), len(prompts) if task.kind == "kept" else 0)
     found: dict[tuple[int, Mind], Answer] = {}
     with RecordBar(task.title, sum(map(len, wanted.values())), 0, progress) as bar:
         for mind, indices in wanted.items():
-            order = sorted(indices, key=lambda index: -len(tokens[index]))
+            order = sorted(indices, key=lambda index: -len(asked_ids[index]))
             answering = Pass(model, tokenizer, dict([mind]))
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]

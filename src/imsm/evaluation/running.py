@@ -26,7 +26,6 @@ from imsm.evaluation.references import References
 from imsm.evaluation.results import RecordResult, Result, TaskResult, read_result
 from imsm.evaluation.sources import load_records
 from imsm.evaluation.task import Task, TaskRecord
-from imsm.generation import prompt_ids
 
 #: From a candidate, a task and a batch of its records to their results.
 Run = Callable[[Candidate, Task, "Sequence[tuple[int, TaskRecord]]"], "list[RecordResult]"]
@@ -83,6 +82,7 @@ def evaluate(
         "device": candidate.model.device.type,
         "weights": candidate.fingerprint(),
     }
+    asked = asked_as(candidate, tasks, records)
     header: dict[str, Any] = {
         "checkpoint": candidate.spec,
         "kind": candidate.kind,
@@ -92,8 +92,10 @@ def evaluate(
             task.name: {"fingerprint": fingerprint(task, records[task.name]), "metrics": list(task.metrics)}
             for task in tasks
         },
+        "asked": asked,
     }
-    if output.exists() and not fresh:
+    # Beside a result there is a partial one where a run with --fresh was cut.
+    if output.exists() and not fresh and not partial_path(output).exists():
         found = read_result(output)
         refuse_other(output, header_of(found), header)
         if progress:
@@ -116,10 +118,12 @@ def evaluate(
             results[task.name] = summary(
                 task, [done[i] for i in sorted(done)], partial.seconds, header["tasks"][task.name]["fingerprint"], seed
             )
-        result = Result(candidate.spec, candidate.kind, candidate.base, settings, where(candidate), results)
+        result = Result(
+            candidate.spec, candidate.kind, candidate.base, {**settings, "asked": asked}, where(candidate), results
+        )
         with writing(output):
             result.save(output)
-    partial.path.unlink()
+    partial.path.unlink(missing_ok=True)
     return result
 
 
@@ -133,20 +137,25 @@ def plan(
     """
     if not records:
         raise InputError(f"task {task.name!r} has no records")
-    prompts = [answering.asked(task, record, candidate.tokenizer) for record in records]
-    lengths = [len(prompt_ids(candidate.tokenizer, prompt)) for prompt in prompts]
-    longest = candidate.longest
-    more = 0 if task.kind == "text" else task.max_new_tokens
+    lengths = [len(ids) for ids in answering.tokens(candidate.tokenizer, task, records)]
     for index, length in enumerate(lengths):
         if task.kind == "text" and length < 2:
             raise InputError(f"record {index + 1} of task {task.name!r} is one token, of which none can be scored")
-        if longest and length + more > longest:
-            raise InputError(
-                f"record {index + 1} of task {task.name!r} takes {length + more} tokens, the model reads {longest}; leave "
-                "the record out, or lower the task's max_new_tokens"
-            )
+    answering.refuse_long(task, lengths, candidate.longest)
     order = sorted(range(len(records)), key=lambda i: -lengths[i])
     return [[(i, records[i]) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+
+
+def asked_as(candidate: Candidate, tasks: Sequence[Task], records: Mapping[str, Sequence[TaskRecord]]) -> str:
+    """Hash of what decides answers beside weights and records: tokens, what ends an answer, where the dial stands."""
+    config = candidate.model.config
+    decided: list[Any] = [
+        getattr(config, "recall", None),
+        list(getattr(config, "relevance_turn", ())),
+        getattr(getattr(candidate.model, "generation_config", None), "eos_token_id", None),
+    ]
+    decided += [answering.tokens(candidate.tokenizer, task, records[task.name]) for task in tasks]
+    return xxhash.xxh3_128_hexdigest(json.dumps(decided).encode())
 
 
 def with_scores(task: Task, result: RecordResult) -> RecordResult:
@@ -194,11 +203,12 @@ def header_of(result: Result) -> dict[str, Any]:
         "checkpoint": result.checkpoint,
         "kind": result.kind,
         "base": result.base,
-        "settings": result.settings,
+        "settings": {key: value for key, value in result.settings.items() if key != "asked"},
         "tasks": {
             name: {"fingerprint": task.fingerprint, "metrics": list(task.metrics)}
             for name, task in result.tasks.items()
         },
+        "asked": result.settings.get("asked"),
     }
 
 

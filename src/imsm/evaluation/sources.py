@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,20 @@ def _record(task: Task, found: RecordSet, record: Record) -> TaskRecord:
         prompt = fill(task.prompt, {name: _text(record.fields, name, where) for name in prompt_fields(task.prompt)})
     if not prompt.strip():
         raise InputError(f"{where}: the prompt is empty")
+    _refuse_half_characters((prompt,), where)
     if task.reference is None:
         return TaskRecord(prompt, turns=turns)
     references = _references(_field(record.fields, task.reference, where), task.reference, where)
+    _refuse_half_characters(references, where)
     _check(task, references, where)
     return TaskRecord(prompt, references, turns)
+
+
+def _refuse_half_characters(texts: Iterable[str], where: str) -> None:
+    """Raises `InputError` for a text that no tokenizer and no file takes: one with half of a character beyond U+FFFF."""
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{where}: {text[:60]!r} has half of a character (a lone surrogate); correct it")
 
 
 def _turns(value: Any, name: str, where: str) -> tuple[tuple[str, str], ...]:

@@ -110,8 +110,10 @@ class Study:
 
     def missing(self, job: Job) -> list[str]:
         """What of a job is still to be done, in words."""
-        left = [] if job.run.method == ORIGINAL or self.measured(job.run) else ["train"]
-        left += [task for task in job.tasks if not self.result_file(job.run, task).is_file()]
+        if job.run.method != ORIGINAL and not self.measured(job.run):
+            # What is there of it is another training's.
+            return ["train", *job.tasks, *(["speed"] if job.speed else [])]
+        left = [task for task in job.tasks if not self.result_file(job.run, task).is_file()]
         return left + (["speed"] if job.speed and self.speed(job.run) is None else [])
 
     # -- doing it ----------------------------------------------------------------------------------------------------
@@ -122,12 +124,21 @@ class Study:
         Raises:
             InputError: it holds runs of another model, recipe or scale.
         """
-        own = json.loads(json.dumps({"model": self.model, "recipe": asdict(self.recipe), "scale": asdict(self.scale)}))
+        data_root = None if self.data_root is None else str(self.data_root.resolve())
+        facts = {
+            "model": self.model,
+            "data_root": data_root,
+            "recipe": asdict(self.recipe),
+            "scale": asdict(self.scale),
+        }
+        own = json.loads(json.dumps(facts))
         found = _read(self.output / "study.json")
         if found is None:
             _write(self.output / "study.json", own)
             return
-        was, now = ({**facts["scale"], **{k: facts[k] for k in ("model", "recipe")}} for facts in (found, own))
+        was, now = (
+            {**facts["scale"], **{k: facts.get(k) for k in ("model", "data_root", "recipe")}} for facts in (found, own)
+        )
         changed = [
             f"the {key} is another" if key == "recipe" else f"{key} was {was[key]}, now {now[key]}"
             for key in now
@@ -175,6 +186,9 @@ class Study:
             return
         say(f"{job.run.name}: {', '.join(left)}")
         if "train" in left:
+            for task in job.tasks:
+                self.result_file(job.run, task).unlink(missing_ok=True)
+            (self.output / "speed" / f"{job.run.name}.json").unlink(missing_ok=True)
             self._train(job.run)
         if left != ["train"]:
             self._evaluate(job, [task for task in job.tasks if task in left], "speed" in left)
