@@ -21,8 +21,7 @@ This page is made by `python -m benchmarks.forgetting report` from the records i
 `python -m benchmarks.forgetting run --data-root DATA` makes as [plan.yaml](../benchmarks/forgetting/plan.yaml) says.
 
 Every method learns the same {training} Banking77 records (name one of 77 intents of a bank customer's message) in the same
-order for the same number of steps. (LoRA + KL has learnt from dreams as they were sampled before, half of them user turns that
-begin in fewer ways.) All that train the same LoRA use one learning rate; every other method tries two with the
+order for the same number of steps. All that train the same LoRA use one learning rate; every other method tries two with the
 first seed, and the one that scores best on {validation} validation records of the training file is used. The test records, up to
 {limit} a task{limits}, are looked at after that, once; one setting of IMSM's was chosen after a look at some of them, as
 [experiments.md](experiments.md) tells. This is a small model, one task and a short training: what holds here need not hold at
