@@ -240,7 +240,18 @@ def test_a_run_is_not_overwritten(printed: tuple[Path, str], adapter: str, data:
 def test_records_that_the_metric_cannot_score_show_at_once(
     adapter: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["adopt", adapter, "--data", data, "--output", str(tmp_path / "out"), "--metric", "number"]
+    command = [
+        "adopt",
+        adapter,
+        "--data",
+        data,
+        "--output",
+        str(tmp_path / "out"),
+        "--metric",
+        "number",
+        "--held-out",
+        "6",
+    ]
     assert imsm_cli.main(command) == 2
     assert "the metric number needs" in capsys.readouterr().err and not (tmp_path / "out").exists()
 

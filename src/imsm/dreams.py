@@ -270,11 +270,11 @@ def _mixed(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> list[Sam
 
 def _idle(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str]) -> int:
     """Rounds on the disk behind the last one that brought something new, so that who gave up gives up again."""
-    whole, numbers = len(_mixed(rows, kinds)), sorted({number for number, _ in rows})
-    for place, last in enumerate(numbers):
-        if len(_mixed([row for row in rows if row[0] <= last], kinds)) == whole:
-            return numbers[-1] - numbers[place]
-    return 0
+    whole = len(_mixed(rows, kinds))
+    # The round before the first one brought nothing either.
+    numbers = [-1, *sorted({number for number, _ in rows})]
+    last = next(n for n in numbers if len(_mixed([row for row in rows if row[0] <= n], kinds)) == whole)
+    return numbers[-1] - last
 
 
 def _first(rows: Sequence[tuple[int, Sample]], kinds: Sequence[str], count: int) -> list[Sample]:
