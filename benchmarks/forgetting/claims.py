@@ -35,10 +35,10 @@ def claims(found: Sequence[Group]) -> list[Claim]:
     if "lora" in plain:
         made += [more(ours, plain["lora"], "plasticity", "learns at least as much of the target as")]
         made += [more(ours, plain["lora"], "retention", "retains at least as much as")]
-    for what, title in (("@gate", "the same checkpoint at any constant gate"), ("@scale", "LoRA scaled down")):
+    for what in ("@gate", "@scale"):
         dialled = [group for group in found if group.varied.startswith(what)]
         if dialled:
-            made.append(undominated(ours, dialled, title))
+            made.append(undominated(ours, dialled))
     for name, peer in plain.items():
         if name not in ("base", "imsm", "lora") and not name.startswith("imsm-"):
             made.append(more(ours, peer, "harmonic", "balances learning and keeping at least as well as"))
@@ -101,14 +101,18 @@ def more(ours: Group, peer: Group, figure: str, words: str) -> Claim:
     return Claim(f"IMSM {words} {peer.title} ({name} {mine:.3f} against {theirs:.3f}).", mine >= theirs)
 
 
-def undominated(ours: Group, dialled: Sequence[Group], title: str) -> Claim:
+def undominated(ours: Group, dialled: Sequence[Group]) -> Claim:
     """No point of a sweep is at least as good in learning and in keeping."""
     ours, _ = ours.beside(dialled[0])
     mine = ours.balance("plasticity"), ours.balance("retention")
     better = [
         group for group in dialled if group.balance("plasticity") >= mine[0] and group.balance("retention") >= mine[1]
     ]
-    said = f"IMSM's learned gate (plasticity {mine[0]:.3f}, retention {mine[1]:.3f}) is not matched in both by {title}"
+    stands = ", ".join(sorted(group.varied for group in dialled))
+    said = (
+        f"IMSM (plasticity {mine[0]:.3f}, retention {mine[1]:.3f}) is not matched in both by {dialled[0].title} at any stand of "
+        f"its dial that was measured ({stands})"
+    )
     if better:
         best = max(better, key=lambda group: group.balance("harmonic"))
         said += f": {best.varied} has {best.balance('plasticity'):.3f} and {best.balance('retention'):.3f}"
