@@ -124,7 +124,11 @@ def text(by_model: dict[str, list[Group]]) -> str:
                 "(1 is the base, 0 the adapter).\n",
                 table([group for group in found if group.varied], settings, lora),
             ]
-        parts += ["### Learning rates\n", "Where the highest rate tried is used, a higher one might do better.\n", rates(found)]
+        parts += [
+            "### Learning rates\n",
+            "Where the highest rate tried is used, a higher one might do better.\n",
+            rates(found),
+        ]
     return "\n".join(parts)
 
 
@@ -136,7 +140,9 @@ def commits(found: Sequence[Group]) -> str:
             made.setdefault(record.commit[:7], []).append(f"{group.title}{' ' if group.varied else ''}{group.varied}")
     if len(made) == 1:
         return ""
-    return "By commit: " + "; ".join(f"{name} {', '.join(dict.fromkeys(titles))}" for name, titles in made.items()) + "."
+    return (
+        "By commit: " + "; ".join(f"{name} {', '.join(dict.fromkeys(titles))}" for name, titles in made.items()) + "."
+    )
 
 
 def claim_list(found: Sequence[Claim]) -> str:
