@@ -10,7 +10,7 @@ from imsm import answers
 from imsm.data import IGNORED, Example
 from imsm.data.formats import Conversation, Pair
 from imsm.data.rendering import Renderer
-from imsm.generation import end_ids
+from imsm.generation import answer_ends
 from imsm.training.ends import learn_end
 
 
@@ -50,7 +50,7 @@ def test_without_ends_of_its_own_a_model_stops_at_the_tokenizer_s(
     other = copy.deepcopy(tokenizer)
     other.eos_token = None
     (whole,) = answers(model, other, ["is it"], max_new_tokens=6)
-    assert len(whole.token_ids) == 6 and end_ids(model, other) is None
+    assert len(whole.token_ids) == 6 and answer_ends(model, other) == []
     other.eos_token = other.convert_ids_to_tokens(whole.token_ids[2])
     (cut,) = answers(model, other, ["is it"], max_new_tokens=6)
     assert cut.token_ids == whole.token_ids[: whole.token_ids.index(whole.token_ids[2]) + 1]

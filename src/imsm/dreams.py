@@ -21,12 +21,12 @@ from imsm.data.wording import unmarked, whole_shape
 from imsm.errors import InputError
 from imsm.fingerprint import fingerprint
 from imsm.folders import cache_folder
+from imsm.generation import answer_ends
 from imsm.samples import (
     Opening,
     Report,
     Sample,
     Sampler,
-    answer_ends,
     chat_opening,
     greedy_answers,
     plain_decoding,

@@ -53,10 +53,11 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
-def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | list[int] | None:
-    """What ends an answer: what the model's settings say, or else the tokenizer's end, which training appends."""
-    ends: int | list[int] | None = model.generation_config.eos_token_id
-    return tokenizer.eos_token_id if ends is None else ends
+def answer_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: those that the model's settings name, or else the tokenizer's, which training appends."""
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos = tokenizer.eos_token_id if eos is None else eos
+    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
 
 
 def answers(
@@ -83,7 +84,7 @@ def answers(
     """
     tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    pad, ends = padding_id(tokenizer), end_ids(model, tokenizer)
+    pad, ends = padding_id(tokenizer), answer_ends(model, tokenizer) or None
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         settings = {"do_sample": False, "pad_token_id": pad, "eos_token_id": ends, **generate_kwargs}
@@ -131,7 +132,12 @@ def stream(
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     pad = padding_id(tokenizer)
-    settings = {"do_sample": False, "pad_token_id": pad, "eos_token_id": end_ids(model, tokenizer), **generate_kwargs}
+    settings = {
+        "do_sample": False,
+        "pad_token_id": pad,
+        "eos_token_id": answer_ends(model, tokenizer) or None,
+        **generate_kwargs,
+    }
     failure: list[BaseException] = []
 
     def work() -> None:

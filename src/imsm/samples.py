@@ -24,7 +24,7 @@ from imsm.data.turns import user_turn
 from imsm.errors import InputError
 from imsm.fingerprint import fingerprint
 from imsm.folders import cache_folder, write_text
-from imsm.generation import continuations, prompt_ids, trim
+from imsm.generation import answer_ends, continuations, prompt_ids, trim
 
 #: Raised with every change of what a round gives.
 FORMAT = 2
@@ -384,13 +384,6 @@ def plain_decoding(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.generation_config = own
         model.train(was_training)
-
-
-def answer_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer."""
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-    eos = tokenizer.eos_token_id if eos is None else eos
-    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
 
 
 def greedy_answers(

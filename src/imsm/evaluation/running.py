@@ -26,6 +26,7 @@ from imsm.evaluation.references import References
 from imsm.evaluation.results import RecordResult, Result, TaskResult, read_result
 from imsm.evaluation.sources import load_records
 from imsm.evaluation.task import Task, TaskRecord
+from imsm.generation import answer_ends
 
 #: From a candidate, a task and a batch of its records to their results.
 Run = Callable[[Candidate, Task, "Sequence[tuple[int, TaskRecord]]"], "list[RecordResult]"]
@@ -152,7 +153,7 @@ def asked_as(candidate: Candidate, tasks: Sequence[Task], records: Mapping[str, 
     decided: list[Any] = [
         getattr(config, "recall", None),
         list(getattr(config, "relevance_turn", ())),
-        getattr(getattr(candidate.model, "generation_config", None), "eos_token_id", None),
+        answer_ends(candidate.model, candidate.tokenizer),
     ]
     decided += [answering.tokens(candidate.tokenizer, task, records[task.name]) for task in tasks]
     return xxhash.xxh3_128_hexdigest(json.dumps(decided).encode())
