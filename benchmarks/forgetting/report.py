@@ -21,11 +21,12 @@ This page is made by `python -m benchmarks.forgetting report` from the records i
 `python -m benchmarks.forgetting run --data-root DATA` makes as [plan.yaml](../benchmarks/forgetting/plan.yaml) says.
 
 Every method learns the same {training} Banking77 records (name one of 77 intents of a bank customer's message) in the same
-order for the same number of steps; replay has its share of records and steps more. All that train the same LoRA use one learning rate; every other method tries two with the
-first seed, and the one that scores best on {validation} validation records of the training file is used. The test records, up to
-{limit} a task{limits}, are looked at after that, once; IMSM was scored on them anew when its head was changed, which
-[experiments.md](experiments.md) tells of. Methods of the plan that no table has are not run yet. This is a small model, one task and a short training: what holds here need not hold at
-7 B, and what fails here need not fail there.
+order for the same number of steps; replay has its share of records and steps more. All that train the same LoRA use one
+learning rate; every other method tries two with the first seed, and the one that scores best on {validation} validation records of
+the training file is used. The test records, up to {limit} a task{limits}, are looked at after that, once; IMSM was scored
+on them anew when its head was changed, which [experiments.md](experiments.md) tells of. Methods of the plan that no table has
+are not run yet. This is a small model, one task and a short training: what holds here need not hold at 7 B, and what fails
+here need not fail there.
 
 - **Target**: exact match on Banking77's test records.
 - **Reworded**: the mean of the same over prompts in other words, none of which is trained on, on fewer records each
@@ -114,7 +115,7 @@ def text(by_model: dict[str, list[Group]]) -> str:
     for model, found in by_model.items():
         lora = next((group for group in found if group.name == "lora" and not group.varied), None)
         last = max((r for group in found for r in group.records), key=lambda r: len(r.tasks))
-        parts += [f"## {model}\n", sentence(vars(last)) + " " + commits(found) + "\n"]
+        parts += [f"## {model}\n", " ".join(filter(None, (sentence(vars(last)), commits(found)))) + "\n"]
         parts += ["### What holds and what does not\n", claim_list(claims(found))]
         parts += ["### Every method\n", table([group for group in found if not group.varied], settings, lora)]
         if any(group.varied for group in found):

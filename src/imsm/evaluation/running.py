@@ -74,7 +74,8 @@ def evaluate(
         raise InputError(f"every task can be given once, got {', '.join(task.name for task in tasks)}")
     candidate.references = None if references is None else References(references)
     records = {task.name: (given or {}).get(task.name) or load_records(task, data_root, limit, seed) for task in tasks}
-    plans = {task.name: plan(candidate, task, records[task.name], batch_size) for task in tasks}
+    asked_ids = {task.name: answering.tokens(candidate.tokenizer, task, records[task.name]) for task in tasks}
+    plans = {task.name: plan(candidate, task, records[task.name], asked_ids[task.name], batch_size) for task in tasks}
     settings = {
         "limit": limit,
         "batch_size": batch_size,
@@ -83,7 +84,7 @@ def evaluate(
         "device": candidate.model.device.type,
         "weights": candidate.fingerprint(),
     }
-    asked = asked_as(candidate, tasks, records)
+    asked = asked_as(candidate, list(asked_ids.values()))
     header: dict[str, Any] = {
         "checkpoint": candidate.spec,
         "kind": candidate.kind,
@@ -129,7 +130,7 @@ def evaluate(
 
 
 def plan(
-    candidate: Candidate, task: Task, records: Sequence[TaskRecord], batch_size: int
+    candidate: Candidate, task: Task, records: Sequence[TaskRecord], asked_ids: Sequence[Sequence[int]], batch_size: int
 ) -> list[list[tuple[int, TaskRecord]]]:
     """Records with their places, in batches of similar length, the longest first: what does not fit shows at once.
 
@@ -138,7 +139,7 @@ def plan(
     """
     if not records:
         raise InputError(f"task {task.name!r} has no records")
-    lengths = [len(ids) for ids in answering.tokens(candidate.tokenizer, task, records)]
+    lengths = [len(ids) for ids in asked_ids]
     for index, length in enumerate(lengths):
         if task.kind == "text" and length < 2:
             raise InputError(f"record {index + 1} of task {task.name!r} is one token, of which none can be scored")
@@ -147,7 +148,7 @@ def plan(
     return [[(i, records[i]) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
 
 
-def asked_as(candidate: Candidate, tasks: Sequence[Task], records: Mapping[str, Sequence[TaskRecord]]) -> str:
+def asked_as(candidate: Candidate, asked_ids: Sequence[Sequence[Sequence[int]]]) -> str:
     """Hash of what decides answers beside weights and records: tokens, what ends an answer, where the dial stands."""
     config = candidate.model.config
     decided: list[Any] = [
@@ -155,7 +156,7 @@ def asked_as(candidate: Candidate, tasks: Sequence[Task], records: Mapping[str, 
         list(getattr(config, "relevance_turn", ())),
         answer_ends(candidate.model, candidate.tokenizer),
     ]
-    decided += [answering.tokens(candidate.tokenizer, task, records[task.name]) for task in tasks]
+    decided += asked_ids
     return xxhash.xxh3_128_hexdigest(json.dumps(decided).encode())
 
 
