@@ -558,6 +558,18 @@ def test_a_damaged_partial_file(opened: Callable[..., Candidate], tmp_path: Path
         assert path.read_text() == '{"checkpoint": "a"}\n'
 
 
+def test_two_runs_of_one_output_do_not_write_it_both(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    path = tmp_path / "result.json.partial.jsonl"
+    with Partial(path, {"checkpoint": "a"}) as partial:
+        partial.add("banking77", [RecordResult(0, "a prompt", ["a"], "a")], 1.0)
+        for fresh in (False, True):
+            with pytest.raises(InputError, match="another evaluation; wait"):
+                Partial(path, {"checkpoint": "a"}, fresh)
+    with Partial(path, {"checkpoint": "a"}) as partial:
+        assert list(partial.records["banking77"]) == [0]
+
+
 def test_where_nothing_can_be_written(
     opened: Callable[..., Candidate], run: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -9,11 +9,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Any
 
 from imsm.errors import InputError
 from imsm.evaluation.results import RecordResult
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Partial:
@@ -29,7 +35,7 @@ class Partial:
         seconds: time that a task's records took, by task.
 
     Raises:
-        InputError: the file is of another run, damaged, or cannot be written.
+        InputError: the file is of another run, which may still be going on, damaged, or cannot be written.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], fresh: bool = False) -> None:
@@ -40,17 +46,17 @@ class Partial:
             raise InputError(f"{path.parent} is a file; give an --output in a folder")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = 0 if fresh or not path.exists() else self._read(header)
             # Unbuffered, so that a full disk is noticed once, where it is written to.
-            self._file = path.open("r+b" if whole else "wb", buffering=0)
+            self._file = path.open("a+b", buffering=0)
             try:
-                if whole:
-                    # A line that was being written when the run was cut is gone.
+                lock(self._file, path)
+                whole = 0 if fresh else self._read(header)
+                # A line that was being written when the run was cut is gone.
+                if self._file.seek(0, SEEK_END) != whole:
                     self._file.truncate(whole)
-                    self._file.seek(whole)
-                else:
+                if not whole:
                     self._write([header])
-            except OSError:
+            except (OSError, InputError):
                 self._file.close()
                 raise
 
@@ -98,6 +104,24 @@ class Partial:
         result = RecordResult(**entry)
         self.records.setdefault(task, {})[result.index] = result
         self.seconds[task] = self.seconds.get(task, 0.0) + seconds
+
+
+def lock(file: FileIO, path: Path) -> None:
+    """Holds a file for this process until it is closed, where the system can do so.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{path} is being written by another evaluation; wait until it has ended, or give another --output"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
