@@ -94,6 +94,10 @@ class Study:
         """Of its evaluation on a task."""
         return self.output / "results" / run.name / f"{task}.json"
 
+    def speed_file(self, run: Run) -> Path:
+        """Of how fast a siamese run decodes."""
+        return self.output / "speed" / f"{run.name}.json"
+
     def result(self, run: Run, task: str) -> TaskResult | None:
         """Its evaluation on a task, if that is done."""
         file = self.result_file(run, task)
@@ -105,7 +109,7 @@ class Study:
 
     def speed(self, run: Run) -> Speed | None:
         """How fast a siamese run decodes, if that is measured."""
-        found = _read(self.output / "speed" / f"{run.name}.json")
+        found = _read(self.speed_file(run))
         return None if found is None else Speed(**found)
 
     def missing(self, job: Job) -> list[str]:
@@ -188,7 +192,7 @@ class Study:
         if "train" in left:
             for task in job.tasks:
                 self.result_file(job.run, task).unlink(missing_ok=True)
-            (self.output / "speed" / f"{job.run.name}.json").unlink(missing_ok=True)
+            self.speed_file(job.run).unlink(missing_ok=True)
             self._train(job.run)
         if left != ["train"]:
             self._evaluate(job, [task for task in job.tasks if task in left], "speed" in left)
@@ -249,7 +253,7 @@ class Study:
         assert run.trained_on is not None
         records = load_records(TASKS[run.trained_on], self.data_root, TIMED, self.scale.seed)
         found = measure(candidate, [record.prompt for record in records])
-        _write(self.output / "speed" / f"{run.name}.json", asdict(found))
+        _write(self.speed_file(run), asdict(found))
 
 
 def _read(path: Path) -> Any:
