@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from imsm.errors import InputError
 from imsm.settings.mapping import EXPONENT, parse_yaml, read_mapping
 from imsm.settings.schema import TrainConfig, nearest, type_in_words, wrong_value
+from imsm.settings.uses import without_unread
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -19,17 +20,14 @@ REQUIRED = ("model", "output_dir", "data.train")
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The settings as YAML; `read_yaml` gives back an equal `TrainConfig`."""
+    """The settings that the run reads, as YAML; `read_yaml` gives back an equal `TrainConfig`."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
         """Quotes texts like '1e3', which `parse_yaml` would read as numbers."""
 
     Dumper.add_implicit_resolver(*EXPONENT)
-    values = asdict(config)
-    if config.method != "imsm":
-        # The rest is not theirs to set: a default that a later version changes would look like somebody's choice.
-        values["dreams"] = {"mode": config.dreams.mode}
+    values = without_unread(config, asdict(config))
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
