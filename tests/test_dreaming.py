@@ -133,7 +133,10 @@ def test_dreams_may_be_one_word(text: str, mode: str, tmp_path: Path) -> None:
     path.write_text(f"model: m\noutput_dir: o\ndata: {{train: t}}\n{text}\n")
     config = load(path)
     assert config.dreams.mode == mode
-    assert load(path, {"dreams": "off"}).dreams.mode == "off"
+    assert load(path, {"dreams": "off"}).dreams == DreamsConfig("off")
+    if "count" in text:
+        with pytest.raises(InputError, match=r"dreams\.count is set, but has no effect with dreams: off"):
+            load(path, {"dreams.mode": "off"})
     path.write_text(to_yaml(config))
     assert load(path) == config
 

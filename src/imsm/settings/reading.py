@@ -44,7 +44,7 @@ def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = N
     """The settings in a YAML file, if one is given, and over them `overrides`: dotted keys and their values as text.
 
     `adapter.KEY` overrides add to the adapter's settings; an `adapter.peft_type` that names another method drops the
-    settings of the one before.
+    settings of the one before, and a group that is switched `off` as a whole all that the file says of it.
 
     Raises:
         InputError: the file cannot be read, a key is unknown or missing, a value has the wrong type or is out of range.
@@ -53,7 +53,9 @@ def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = N
     texts = dict(overrides or {})
     for group, kind in groups().items():
         if texts.get(group) in ("on", "off") and switched(texts[group], kind) != texts[group]:
-            texts[f"{group}.mode"] = texts.pop(group)
+            texts[f"{group}.mode"] = word = texts.pop(group)
+            if word == "off":  # in place of the whole group, of which nothing would be read
+                values = {key: value for key, value in values.items() if not key.startswith(f"{group}.")}
     known = setting_types()
     for key in texts:
         if key not in known and not re.fullmatch(r"adapter\..+", key):
