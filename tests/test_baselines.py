@@ -67,7 +67,9 @@ def test_it_trains_from_its_yaml_and_loads_again(path: Path, base_folder: str, d
     texts = {"model": base_folder, "output_dir": str(tmp_path / "run"), "data.train": data_file, "max_steps": "2"}
     texts |= {"learning_rate": "1e-2", "warmup": "0"}
     if "retain:" in path.read_text() and path.stem != "lora_kl_prompts":
-        texts |= {"retain.samples": "8", "retain.sample_tokens": "8"}
+        texts["retain.sample_tokens"] = "8"
+        if "kind: replay" not in path.read_text():
+            texts["retain.samples"] = "8"
     if path.stem == "corda":
         texts["adapter.r"] = "4"
     result = train(load(path, {**texts, "tensorboard": "false", "progress": "false"}))
