@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
+from zoo import tiny_siamese
 
-from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
+from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, SiameseTrainer, TrainConfig, train
 from imsm.settings import read_yaml, to_yaml
 from imsm.training.run import adapter_config, steps
 
@@ -205,6 +206,18 @@ def test_a_failed_checkpoint_leaves_the_one_before(settings: dict[str, Any], mon
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
     monkeypatch.setattr(module, "save_file", real)
     assert train(TrainConfig(**{**settings, "resume": True})).metrics["steps"] == 12
+
+
+def test_one_process_uses_one_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`Trainer` would run copies of the model in threads, each of which writes what the others read."""
+    model = tiny_siamese("llama", "lora", "query_aware")
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3, use_cpu=True, report_to=[])
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 2
+    trainer = SiameseTrainer(model, arguments)
+    assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (1, 3)
+    assert trainer._wrap_model(model) is model
+    assert "one of 2 GPUs is used; to use all, start with torchrun --nproc-per-node 2" in capsys.readouterr().err
 
 
 def test_steps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from imsm.errors import InputError
@@ -32,8 +33,23 @@ class RunTrainer(Trainer, ABC):
         group_by_length: make batches of examples of similar length; the training data must have `examples`.
     """
 
-    def __init__(self, model: nn.Module, *args: Any, group_by_length: bool = False, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
+        *rest: Any,
+        group_by_length: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if args is not None and args.n_gpu > 1:
+            # Else `Trainer` runs copies of the model in threads, which share what a call keeps on the model.
+            print(
+                f"one of {args.n_gpu} GPUs is used; to use all, start with torchrun --nproc-per-node {args.n_gpu} "
+                "--no-python imsm train …",
+                file=sys.stderr,
+            )
+            args._n_gpu = 1
+        super().__init__(model, args, *rest, **kwargs)
         self.group_by_length = group_by_length
         self._stage: Path | None = None
         self._tokens: Tensor | int = 0
