@@ -13,8 +13,8 @@ from oracle import assert_same
 from peft import LoraConfig, PrefixTuningConfig
 from prompts import padded, random_prompts
 from torch import Tensor
-from transformers import CompileConfig
-from zoo import METHODS, disturb, tiny_base, tiny_siamese
+from transformers import CompileConfig, GenerationConfig
+from zoo import METHODS, VOCAB, disturb, tiny_base, tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM
 from imsm.mixing import Recall
@@ -225,6 +225,29 @@ def test_ways_of_decoding(settings: dict[str, Any]) -> None:
             assert generate(model, [PROMPTS[place]], **settings) == generate(
                 alone(model, owner), [PROMPTS[place]], **settings
             )
+
+
+@pytest.mark.parametrize("source", ["an argument", "a configuration", "the model's configuration"])
+def test_rows_are_padded_alike_within_tasks_and_across_them(source: str) -> None:
+    """Without a padding token by the first that ends, as `generate` does."""
+    model = several()
+    prompts = PROMPTS[:-1]  # of the first task one alone, which is padded where tasks are put together
+    batch, free = padded(prompts), generate(model, prompts)
+    end = free[0][1]
+    ends, kwargs = {"eos_token_id": [end, VOCAB - 1]}, {"max_new_tokens": 6, "do_sample": False}
+    own = model.generation_config
+    own.pad_token_id, own.eos_token_id = None, 9
+    if source == "an argument":
+        own.pad_token_id = 9
+        found = model.generate(batch.ids, attention_mask=batch.mask, pad_token_id=None, **ends, **kwargs)
+    elif source == "a configuration":
+        found = model.generate(batch.ids, GenerationConfig(**ends, **kwargs), attention_mask=batch.mask)
+    else:
+        own.eos_token_id = ends["eos_token_id"]
+        found = model.generate(batch.ids, attention_mask=batch.mask, **kwargs)
+    stopped = [row[: row.index(end) + 1] if end in row else row for row in free]
+    assert [len(row) for row in stopped].count(6) < len(stopped) and len(stopped[0]) < 6
+    assert found[:, batch.ids.shape[1] :].tolist() == [row + [end] * (6 - len(row)) for row in stopped]
 
 
 def test_compiled_decoding_says_the_same() -> None:
