@@ -250,6 +250,33 @@ def test_rows_are_padded_alike_within_tasks_and_across_them(source: str) -> None
     assert found[:, batch.ids.shape[1] :].tolist() == [row + [end] * (6 - len(row)) for row in stopped]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_beams": 2, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 3}],
+    ids=["greedy", "beams", "samples"],
+)
+def test_allowed_tokens_are_asked_for_by_a_prompts_place_in_the_batch(settings: dict[str, Any]) -> None:
+    """As with one task: by the number of the prompt, of sampled sequences by that of the sequence."""
+    model = several()
+    asked: list[tuple[int, list[int]]] = []
+
+    def allowed(place: int, ids: Tensor) -> list[int]:
+        asked.append((place, ids[: len(batch.ids[0])].tolist()))
+        return [2 * place + 1, 2 * place + 2]
+
+    batch = padded(PROMPTS)
+    for task in ("red", None):
+        asked.clear()
+        found = generate(model, PROMPTS, prefix_allowed_tokens_fn=allowed, task=task, max_new_tokens=2, **settings)
+        each = settings.get("num_return_sequences", 1)
+        assert len(found) == each * len(PROMPTS)
+        counted = each if "do_sample" in settings else 1
+        assert all(ids == batch.ids[place // counted].tolist() for place, ids in asked)
+        for row, answer in enumerate(found):
+            place = row if counted > 1 else row // each
+            assert set(answer) <= {2 * place + 1, 2 * place + 2}
+
+
 def test_compiled_decoding_says_the_same() -> None:
     model = several()
     compiled = {
@@ -317,6 +344,12 @@ def test_what_cannot_be_told() -> None:
         generate(model, PROMPTS, task="pink")
     with pytest.raises(InputError, match="no one answer for prompts of several tasks"):
         generate(model, PROMPTS, return_dict_in_generate=True)
+    with pytest.raises(InputError, match="no one answer for prompts of several tasks"):
+        generate(model, PROMPTS, generation_config=GenerationConfig(return_dict_in_generate=True))
+    model.generation_config.return_dict_in_generate = True
+    with pytest.raises(InputError, match="no one answer for prompts of several tasks"):
+        generate(model, PROMPTS)
+    assert len(generate(model, PROMPTS, return_dict_in_generate=False)) == len(PROMPTS)
     with pytest.raises(InputError, match="of several tasks one learns"):
         model.train()(ids, labels=ids)
     with pytest.raises(InputError, match="there is no task 'x'; there are default"):

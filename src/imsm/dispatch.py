@@ -180,6 +180,15 @@ class TaskCalls(Tasks):
         found = next((token for token in tokens if token is not None), 0)
         return int(torch.as_tensor(found).flatten()[0])
 
+    def _of_whole_batch(
+        self, allowed: Callable[[int, Tensor], list[int]], rows: Sequence[int], kwargs: dict[str, Any]
+    ) -> Callable[[int, Tensor], list[int]]:
+        """A `prefix_allowed_tokens_fn` of all prompts, for `generate` with those of some rows."""
+        # Sequences that are sampled are counted one by one, beams are not.
+        beams, sequences = (self._setting(name, kwargs) or 1 for name in ("num_beams", "num_return_sequences"))
+        each = 1 if beams > 1 else sequences
+        return lambda place, ids: allowed(rows[place // each] * each + place % each, ids)
+
     def _by_groups(
         self,
         run: Callable[..., Any],
@@ -191,12 +200,14 @@ class TaskCalls(Tasks):
         groups, found = grouped(names), []
         if len(groups) > 1 and kwargs.get("past_key_values") is not None:
             raise DividedError(names)
-        if len(groups) > 1 and kwargs.get("return_dict_in_generate"):
+        if len(groups) > 1 and self._setting("return_dict_in_generate", kwargs):
             raise InputError(
                 "return_dict_in_generate has no one answer for prompts of several tasks; give prompts of one, or task='NAME'"
             )
         for name, rows in groups.items():
             own = rows_of(kwargs, rows, len(inputs))
+            if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
+                own["prefix_allowed_tokens_fn"] = self._of_whole_batch(allowed, rows, kwargs)
             part = inputs[torch.tensor(rows, device=inputs.device)]
             if name is None:
                 own = {**without(own, DIAL), "force_gate": 1.0}
