@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -284,6 +285,28 @@ def test_compiled_decoding_says_the_same() -> None:
         "compile_config": CompileConfig(mode="default", fullgraph=True, backend="aot_eager"),
     }
     assert generate(model, PROMPTS[:2], **compiled) == generate(model, PROMPTS[:2])
+
+
+def test_threads_do_not_take_each_others_tasks() -> None:
+    """Each with prompts of its own task, and of several, whatever the other's call has activated meanwhile."""
+    model = several()
+    calls = [spoken("red", 1, 5, 6, 7), spoken("green", 1, 5, 6, 7), PROMPTS[1:4]]
+    wanted = [generate(model, prompts) for prompts in calls]
+    found: list[list[Any]] = [[] for _ in calls]
+    owners: list[list[str | None]] = []
+
+    def ask(place: int) -> None:
+        for _ in range(5):
+            found[place].append(generate(model, calls[place]))
+            owners.append(model.find_tasks(input_ids=torch.tensor(calls[0])))
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[answer] * 5 for answer in wanted]
+    assert owners == [["red"]] * 15
 
 
 def test_the_dial_shifts_all_heads_alike() -> None:

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from imsm.cache import TwinCache
 from imsm.errors import InputError
 from imsm.groups import grouped, joined, joined_sequences, rows_of
+from imsm.lock import in_turn
 from imsm.mixing import Recall, adapter_alone, forced, recall_of
 from imsm.query import IGNORE, attended_tokens, example_starts
 from imsm.tasks import Tasks
@@ -97,6 +98,7 @@ class TaskCalls(Tasks):
             recall = self.config.recall
         return forced(force, recall, given.get("recall_floor"), given.get("recall_ceiling"))
 
+    @in_turn
     def find_tasks(self, **given: Any) -> list[str | None]:
         """The task that the query of each row goes to, None for the base model: one pass of the frozen stream.
 
@@ -113,6 +115,7 @@ class TaskCalls(Tasks):
         query = self.streams.frozen_query(*sole_turns(ids, inside, self.config.relevance_turn))
         return self.choose(query, self._recall(given, len(ids)))
 
+    @in_turn
     def generate(self, inputs: Tensor | None = None, *args: Any, task: str | None = None, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`. With several tasks every prompt is answered by the one that it goes to.
 
@@ -323,9 +326,10 @@ def prompt_tokens(given: dict[str, Any], ids: Tensor) -> Tensor:
 
 
 def by_task(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's `forward`, such that with several tasks every row is run by its own."""
+    """A model's `forward`, such that with several tasks every row is run by its own; calls of several threads wait."""
     signature = inspect.signature(forward)
 
+    @in_turn
     @functools.wraps(forward)
     def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
         if len(self.config.tasks) == 1 and kwargs.get("task") is None:
