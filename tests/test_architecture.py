@@ -20,6 +20,7 @@ LAYERS = (
         "folders",
         "gates",
         "groups",
+        "lock",
         "loss",
         "query",
         "relevance",

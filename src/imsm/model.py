@@ -22,6 +22,7 @@ from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.dispatch import TaskCalls, by_task
 from imsm.errors import InputError
 from imsm.gates import Mix, build_gate, refuse_gate
+from imsm.lock import CallLock
 from imsm.loss import answer_loss
 from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
 from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries, pooled
@@ -74,6 +75,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 "SiameseForCausalLM.from_pretrained(folder)"
             )
         super().__init__(config)
+        self.call_lock = CallLock()
         self.streams = streams
         self._two_passes = False
         head = self.base.get_output_embeddings()
