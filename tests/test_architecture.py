@@ -12,7 +12,7 @@ import imsm
 SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
-    {"clusters", "errors"},
+    {"clusters", "ends", "errors"},
     {
         "attention",
         "config",

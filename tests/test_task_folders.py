@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,15 @@ from test_many_tasks import NAMES, OWNERS, PROMPTS, alone, generate, several
 from zoo import tiny_base
 
 from imsm import InputError, SiameseConfig, SiameseForCausalLM
+from imsm_cli import main
 
 
 def load(folder: Path) -> SiameseForCausalLM:
     return SiameseForCausalLM.from_pretrained(folder, base=tiny_base("llama"))
+
+
+def load_tasks(folder: Path) -> list[str]:
+    return list(json.loads((folder / "config.json").read_text())["tasks"])
 
 
 def files(folder: Path) -> set[str]:
@@ -166,3 +172,34 @@ def test_what_is_saved_is_what_one_task_saves(tmp_path: Path) -> None:
     for file in ("adapter_model.safetensors", "gate.safetensors", "relevance.safetensors"):
         ours, theirs = load_file(tmp_path / "model/tasks/green" / file), load_file(tmp_path / "green" / file)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "after"),
+    [([5], [5, 9], [5, 9]), (5, 9, [5, 9]), ([9, 5], 5, [9, 5]), (None, 9, 9), (5, None, 5), (None, None, None)],
+)
+def test_an_imported_task_stops_where_it_did(tmp_path: Path, ours: Any, theirs: Any, after: Any) -> None:
+    folders = tmp_path / "red", tmp_path / "green"
+    for folder, ends in zip(folders, (ours, theirs), strict=True):
+        model = several(names=[folder.name])
+        model.generation_config.update(eos_token_id=ends, repetition_penalty=1.5 if folder.name == "red" else 1.25)
+        model.save_pretrained(folder)
+    assert main(["task", "import", *map(str, folders)]) == 0
+    loaded = load(folders[0])
+    assert loaded.tasks == ["red", "green"]
+    assert loaded.generation_config.eos_token_id == after and loaded.generation_config.repetition_penalty == 1.5
+    assert load(folders[1]).generation_config.eos_token_id == theirs
+
+
+def test_an_import_into_a_folder_without_generation_settings_takes_the_others(tmp_path: Path) -> None:
+    for name in ("red", "green"):
+        model = several(names=[name])
+        model.generation_config.eos_token_id = [5, 9]
+        model.save_pretrained(tmp_path / name)
+    settings = tmp_path / "red/generation_config.json"
+    settings.write_text("{")
+    assert main(["task", "import", str(tmp_path / "red"), str(tmp_path / "green")]) == 2
+    assert load_tasks(tmp_path / "red") == ["red"]
+    settings.unlink()
+    assert main(["task", "import", str(tmp_path / "red"), str(tmp_path / "green")]) == 0
+    assert load(tmp_path / "red").generation_config.eos_token_id == [5, 9]

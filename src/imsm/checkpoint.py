@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from imsm.model import SiameseForCausalLM
 
 CONFIG, GATE, RELEVANCE, CARD = "config.json", "gate.safetensors", "relevance.safetensors", "README.md"
+#: transformers' own, of how answers are made and where they end.
+GENERATION = "generation_config.json"
 #: Of a task's stored queries; of several tasks; of the folder of those but the first, and their settings.
 QUERIES, ROUTER, TASKS, TASK = "queries.safetensors", "router.safetensors", "tasks", "task.json"
 #: What every task's settings hold as the model's do.
@@ -222,7 +224,7 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
     """
     folder = fetch(
         name,
-        (*REQUIRED, RELEVANCE, QUERIES, ROUTER, f"{TASKS}/*", "generation_config.json", LORAMOE),
+        (*REQUIRED, RELEVANCE, QUERIES, ROUTER, f"{TASKS}/*", GENERATION, LORAMOE),
         "checkpoint",
         hub,
     )
@@ -299,7 +301,7 @@ def load(
             model.router = Router(config.relevance, len(model.rivals))
             load_part(model.router, folder / ROUTER)
             model.router.to(next(model.get_output_embeddings().parameters()).device)
-    if (folder / "generation_config.json").is_file():
+    if (folder / GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = os.fspath(name)
     return model.eval()

@@ -6,6 +6,7 @@ Adapters, gates, heads and queries are copied byte for byte; only the router is 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 from imsm.building import ADAPTER, ADAPTER_CONFIG, read_adapter_config, refuse_name
 from imsm.checkpoint import (
     GATE,
+    GENERATION,
     QUERIES,
     READS,
     RELEVANCE,
@@ -31,7 +33,8 @@ from imsm.checkpoint import (
     write_settings,
 )
 from imsm.config import SiameseConfig
-from imsm.errors import InputError
+from imsm.ends import joined
+from imsm.errors import InputError, first_line
 from imsm.folders import staged
 from imsm.routing import fit_router
 from imsm.tasks import OWN
@@ -159,6 +162,8 @@ def bring(
 ) -> str:
     """Puts a task of another checkpoint of the same base into a checkpoint's folder; gives the task's name there.
 
+    Answers end then where those of either checkpoint do.
+
     Args:
         checkpoint: the folder that is added to.
         other: folder or Hub name of the one that it comes from, which stays as it is.
@@ -167,7 +172,8 @@ def bring(
         same_base: both base models are the same although their names or revisions differ.
 
     Raises:
-        InputError: the bases differ, the name is taken, or one of the tasks cannot be told from others.
+        InputError: the bases differ, the name is taken, one of the tasks cannot be told from others, or generation settings
+            are damaged.
     """
     folder, config, found = entries(own_folder(checkpoint))
     source, other_config, theirs = entries(other)
@@ -184,8 +190,35 @@ def bring(
         )
     for part in (*found, entry):
         part.refuse_unfinished()
-    rewrite(folder, config, [*found, Entry(new, entry.folder, entry.settings)])
+    settings = joined_generation(folder / GENERATION, source / GENERATION)
+
+    def besides(stage: Path) -> None:
+        if settings:
+            (stage / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    rewrite(folder, config, [*found, Entry(new, entry.folder, entry.settings)], besides)
     return new
+
+
+def joined_generation(ours: Path, theirs: Path) -> dict[str, Any]:
+    """The first file's generation settings, by which answers end where they do by the second one's as well.
+
+    All of the second one's if there is no first; empty if there is none to read.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    held = []
+    for path in (ours, theirs):
+        try:
+            held.append(dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {})
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read: {first_line(error)}; save its checkpoint anew") from error
+    mine, other = held
+    if not mine or not other:
+        return mine or other
+    ends = joined(mine.get("eos_token_id"), other.get("eos_token_id"))
+    return mine if ends is None else {**mine, "eos_token_id": ends}
 
 
 def refuse_other(config: SiameseConfig, other: SiameseConfig, source: Path, same_base: bool) -> None:

@@ -9,6 +9,7 @@ from itertools import islice
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from imsm.data import IGNORED, Example
+from imsm.ends import joined
 
 #: Tokens at an answer's end among which the one that ends it is looked for: a template may put a line's end behind it.
 LAST = 3
@@ -31,7 +32,4 @@ def learn_end(generation: GenerationConfig, examples: Sequence[Example], tokeniz
             found[end] += 1
     if not found or 2 * found.most_common(1)[0][1] < len(examples):
         return
-    end, ends = found.most_common(1)[0][0], generation.eos_token_id
-    known = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
-    if end not in known:
-        generation.eos_token_id = [*known, end] if known else end
+    generation.eos_token_id = joined(generation.eos_token_id, found.most_common(1)[0][0])
