@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from imsm.config import DEFAULT_TASK
@@ -72,7 +73,8 @@ def attach_adapter(
         name: what peft is to call it.
 
     Raises:
-        InputError: with the reason why base and adapter cannot make a siamese model.
+        InputError: with the reason why base and adapter cannot make a siamese model; the base is as it was then, unless the
+            adapter changed its weights.
     """
     output_head(base)
     folder = None
@@ -84,29 +86,61 @@ def attach_adapter(
     own = {id(parameter) for parameter in base.parameters()}
     reference = None if _on_meta(base) else reference_memory(base)
     was_training = base.training
-    if folder is not None:
-        # peft refuses to load these for training; their prompt is made trainable below.
-        peft_model = load_adapter(base, folder, trainable=not peft_config.is_prompt_learning, name=name)
-    else:
-        with _refusals(base):
-            peft_model = get_peft_model(base, peft_config, adapter_name=name)  # type: ignore[assignment]
-    if not isinstance(peft_model, PeftModel):
-        raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
-    if folder is not None:
-        refuse_other_tensors(peft_model, folder, name)
-        if peft_config.is_prompt_learning:
-            for parameter in peft_model.parameters():
-                parameter.requires_grad_(id(parameter) not in own)
-    _refuse_trained_base(peft_model, own)
-    streams = Streams(peft_model)
-    if reference is not None:
-        try:
-            probe(streams, own, reference)
-        except InputError:
-            streams.tap.remove()
-            raise
-        streams.train(was_training)
+    with _given_back(base, reference):
+        if folder is not None:
+            # peft refuses to load these for training; their prompt is made trainable below.
+            peft_model = load_adapter(base, folder, trainable=not peft_config.is_prompt_learning, name=name)
+        else:
+            with _refusals(base):
+                peft_model = get_peft_model(base, peft_config, adapter_name=name)  # type: ignore[assignment]
+        if not isinstance(peft_model, PeftModel):
+            raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
+        if folder is not None:
+            refuse_other_tensors(peft_model, folder, name)
+            if peft_config.is_prompt_learning:
+                for parameter in peft_model.parameters():
+                    parameter.requires_grad_(id(parameter) not in own)
+        _refuse_trained_base(peft_model, own)
+        streams = Streams(peft_model)
+        if reference is not None:
+            try:
+                probe(streams, own, reference)
+            except InputError:
+                streams.tap.remove()
+                raise
+            streams.train(was_training)
     return streams
+
+
+@contextmanager
+def _given_back(base: PreTrainedModel, reference: Tensor | None) -> Iterator[None]:
+    """Within: what peft puts into `base` is taken out again on an `InputError`.
+
+    Not peft's `unload`: where peft itself fails half-way there is nothing yet to call it on. What changed base weights stays
+    in, so that the model is not taken for the plain base the next time.
+    """
+    learning, was_training = {id(p) for p in base.parameters() if p.requires_grad}, base.training
+    attributes = set(vars(base))
+    try:
+        yield
+    except InputError:
+        put = [
+            (parent, name, layer, bare)
+            for parent in base.modules()
+            for name, layer in parent._modules.items()
+            if layer is not None and (bare := without_adapter(layer)) is not None
+        ]
+        for parent, name, _, bare in put:
+            setattr(parent, name, bare)
+        for name in set(vars(base)) - attributes:
+            delattr(base, name)
+        for parameter in base.parameters():
+            parameter.requires_grad_(id(parameter) in learning)
+        base.train(was_training)
+        if reference is not None and not torch.equal(reference_memory(base), reference):
+            for parent, name, layer, _ in put:
+                setattr(parent, name, layer)
+        raise
 
 
 def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[str], name: str) -> None:
