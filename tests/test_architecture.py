@@ -26,7 +26,7 @@ LAYERS = (
         "routing",
         "turns",
     },
-    {"cache", "mixing", "settings", "views"},
+    {"cache", "mixing", "names", "settings", "views"},
     {"shared"},
     {"streams"},
     {"decoding", "probe"},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imsm.building import ADAPTER, ADAPTER_CONFIG, read_adapter_config, refuse_name
+from imsm.building import ADAPTER, ADAPTER_CONFIG, read_adapter_config, saved_tensors
 from imsm.checkpoint import (
     GATE,
     GENERATION,
@@ -36,6 +36,7 @@ from imsm.config import SiameseConfig
 from imsm.ends import joined
 from imsm.errors import InputError, first_line
 from imsm.folders import staged
+from imsm.names import refuse_name, refuse_new, refuse_part
 from imsm.routing import fit_router
 from imsm.tasks import OWN
 
@@ -105,6 +106,15 @@ def entry_of(found: list[Entry], name: str) -> Entry:
     raise InputError(f"there is no task {name!r}; there are {', '.join(entry.name for entry in found)}")
 
 
+def tensors(found: list[Entry]) -> list[str]:
+    """The names of the tensors of the tasks' adapters.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    return sorted(set().union(*(saved_tensors(entry.folder) for entry in found)))
+
+
 def remove(checkpoint: str | os.PathLike[str], name: str) -> None:
     """Takes a task out of a checkpoint's folder; of the first one the next takes the place.
 
@@ -128,6 +138,7 @@ def rename(checkpoint: str | os.PathLike[str], name: str, new: str) -> None:
     folder, config, found = entries(own_folder(checkpoint))
     old = entry_of(found, name)
     refuse_name(new, read_adapter_config(old.folder), [entry.name for entry in found])
+    refuse_new(new, tensors(found))
     rewrite(folder, config, [Entry(new, e.folder, e.settings) if e is old else e for e in found])
 
 
@@ -190,6 +201,10 @@ def bring(
         )
     for part in (*found, entry):
         part.refuse_unfinished()
+    paths = tensors([*found, entry])
+    refuse_new(new, paths)
+    for mine in found:
+        refuse_part(mine.name, paths)
     settings = joined_generation(folder / GENERATION, source / GENERATION)
 
     def besides(stage: Path) -> None:
