@@ -12,7 +12,7 @@ import imsm
 SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
-    {"clusters", "errors"},
+    {"clusters", "ends", "errors"},
     {
         "attention",
         "config",
@@ -27,7 +27,7 @@ LAYERS = (
         "routing",
         "turns",
     },
-    {"cache", "mixing", "settings", "views"},
+    {"cache", "mixing", "names", "settings", "views"},
     {"shared"},
     {"streams"},
     {"decoding", "probe"},

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,13 @@ from transformers import CompileConfig, GenerationConfig
 from zoo import METHODS, VOCAB, disturb, tiny_base, tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM
+from imsm.building import saved_tensors
+from imsm.checkpoint import write_adapter
 from imsm.mixing import Recall
+from imsm.names import tensor_names
 from imsm.relevance import RelevanceHead, fit_relevance
 from imsm.routing import STORED, fit_router, negatives, pick, store
+from imsm.tasks import Task
 from imsm.training.border import fit_border, frozen_queries
 
 #: Tokens of which each task's prompts are made, and those of no task's.
@@ -460,6 +465,76 @@ def test_impossible_names(name: str) -> None:
     with pytest.raises(InputError, match="name"):
         model.add_task(name, LoraConfig(r=4))
     assert model.tasks == ["red"] and list(model.peft_model.peft_config) == ["red"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("1", "a number"),
+        ("2024", "a number"),
+        ("mlp", "which is one of model.layers.0.mlp;"),
+        ("model", "which is one of"),
+        ("layers", "which is one of"),
+        ("q_proj", "which is one of"),
+        ("weight", "which is one of"),
+        ("lora_A", "which is one of"),
+        ("base_model", "which is one of"),
+    ],
+)
+def test_names_by_which_peft_would_lose_weights(name: str, path: str) -> None:
+    base = tiny_base("llama")
+    with pytest.raises(InputError) as first:
+        SiameseForCausalLM.from_base(base, METHODS["lora"](base), task=name)
+    model = SiameseForCausalLM.from_base(base, METHODS["lora"](base), task="red")
+    model.set_relevance(RelevanceHead(64))
+    model.set_queries(torch.randn(20, 64))
+    with pytest.raises(InputError) as second:
+        model.add_task(name, METHODS["lora"](tiny_base("llama")))
+    assert model.tasks == ["red"] and list(model.peft_model.peft_config) == ["red"]
+    for refused in (first, second):
+        message = str(refused.value)
+        assert (
+            "a task's name must not be" in message and f"got {name!r}" in message and "give it another name" in message
+        )
+    assert path in str(first.value)
+
+
+METHODS_OF_SEVERAL = [name for name in METHODS if name not in ("adalora", "prefix_tuning")]
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SEVERAL)
+def test_the_files_of_adapters_are_whole_and_what_is_not_is_found(tmp_path: Path, method: str) -> None:
+    base = tiny_base("llama")
+    model = SiameseForCausalLM.from_base(base, METHODS[method](base), task="red")
+    adapters = model.peft_model
+    alone = tensor_names(adapters, "red")
+    adapters.add_adapter("green", METHODS[method](tiny_base("llama")))
+    for name in ("red", "green"):
+        (tmp_path / name).mkdir()
+        write_adapter(model, name, tmp_path / name)
+        assert saved_tensors(tmp_path / name) == alone
+    # The name of a layer, given behind our back.
+    adapters.add_adapter("1", METHODS[method](tiny_base("llama")))
+    lost = {name for name in alone if ".1." in name}
+    assert lost
+    (tmp_path / "lost").mkdir()
+    with pytest.raises(InputError) as refused:
+        write_adapter(model, "red", tmp_path / "lost")
+    message = f"peft would leave out {len(lost)} tensors of task 'red' when it saves them, such as {min(lost)}, because another"
+    assert message in str(refused.value) and "is a part of that: '1'; give it another name" in str(refused.value)
+    assert not any((tmp_path / "lost").iterdir())
+
+
+def test_a_task_before_whose_name_would_cost_the_new_one_weights() -> None:
+    """One of an older checkpoint, harmless until an adapter reaches the layers that it is called by."""
+    base, reach = tiny_base("llama"), LoraConfig(r=4, target_modules=["up_proj"])
+    model = SiameseForCausalLM.from_base(base, LoraConfig(r=4, target_modules=["q_proj"]), task="red")
+    model.place_task("mlp", LoraConfig(r=4, target_modules=["q_proj"]), Task(model.gate, None, None, {}), new=False)
+    learning = {id(p) for p in model.parameters() if p.requires_grad}
+    with pytest.raises(InputError, match=r"leave out 4 tensors of task 'green' .*'mlp'; .*imsm task rename"):
+        model.place_task("green", reach, Task(model.gate, None, None, {}))
+    assert model.tasks == list(model.peft_model.peft_config) == ["red", "mlp"]
+    assert {id(p) for p in model.parameters() if p.requires_grad} == learning
 
 
 def test_adapters_that_do_not_go_together_leave_the_model_as_it_was() -> None:

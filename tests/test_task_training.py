@@ -166,6 +166,24 @@ def test_continuations_that_cannot_be(
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["1", "mlp", "model", "embed_tokens", "lora", "a b"])
+def test_a_name_is_refused_before_anything_is_dreamt(
+    settings: Callable[..., TrainConfig],
+    trained: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    def too_late(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(runs, "sampled_dreams", too_late)
+    for before in (None, trained[0]):
+        with pytest.raises(InputError, match=r"a task's name must .*got '"):
+            train(settings("words", tmp_path / "new", before, task=name))
+        assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

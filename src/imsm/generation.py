@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from imsm.ends import listed
 from imsm.errors import InputError
 
 #: A plain text, or chat messages that the tokenizer's template turns into one.
@@ -59,7 +60,7 @@ def answer_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: those that the model's settings name, or else the tokenizer's, which training appends."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = tokenizer.eos_token_id if eos is None else eos
-    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
+    return listed(eos)
 
 
 def answers(

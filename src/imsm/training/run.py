@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from imsm import checkpoint, task_folders
-from imsm.building import read_adapter_config, refuse_name
+from imsm.building import read_adapter_config
 from imsm.data import AnswerCollator, ExampleSet, load_examples
 from imsm.errors import InputError, first_line
 from imsm.folders import staged, write_text
 from imsm.model import SiameseForCausalLM
+from imsm.names import refuse_name, refuse_new, refuse_part
 from imsm.packing import refuse_unpackable
 from imsm.samples import Sample
 from imsm.settings import TrainConfig, read_yaml, to_yaml
@@ -91,7 +92,10 @@ def train(config: TrainConfig) -> TrainResult:
     records = len(train_set.examples)
     # Refused before texts are sampled; what is sampled may then come out fewer than planned.
     planned = records + (replay_count(config.retain.share, records) if config.retain.kind == "replay" else 0)
-    adapter_config(config.adapter, steps(config, planned, processes.num_processes))
+    adapter = adapter_config(config.adapter, steps(config, planned, processes.num_processes))
+    if config.task is not None:
+        assert isinstance(adapter, PeftConfig)
+        refuse_name(config.task, adapter)
     set_seed(config.seed)
     base = load_base(config)
     samples = own_texts(config, base, tokenizer, records, processes)
@@ -231,8 +235,11 @@ def refuse_continuation(config: TrainConfig) -> None:
     if its.base_model and config.model not in same and os.path.realpath(config.model) not in same:
         raise InputError(f"model must be the base of {source}, {its.base_model!r}, got {config.model!r}")
     refuse_name(config.task, read_adapter_config(found[0].folder), [entry.name for entry in found])
+    paths = task_folders.tensors(found)
+    refuse_new(config.task, paths)
     for entry in found:
         entry.refuse_unfinished()
+        refuse_part(entry.name, paths)
 
 
 def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
