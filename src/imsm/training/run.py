@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from imsm import checkpoint, task_folders
-from imsm.building import read_adapter_config, refuse_name
+from imsm.building import has_tokenizer, read_adapter_config, refuse_name
 from imsm.data import AnswerCollator, ExampleSet, load_examples
 from imsm.errors import InputError, first_line
 from imsm.folders import staged, write_text
@@ -243,18 +243,19 @@ def refuse_continuation(config: TrainConfig) -> None:
         entry.refuse_unfinished()
 
 
-def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token.
+def load_tokenizer(config: TrainConfig, adapter: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in a trained adapter's folder, where there is one, or else the base model's; with a padding token.
 
     Raises:
         InputError: it cannot be loaded.
     """
+    name, revision, source = config.model, config.revision, f"model {config.model!r}"
+    if adapter is not None and has_tokenizer(adapter):
+        name, revision, source = str(adapter), None, f"adapter {str(adapter)!r}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the tokenizer of model {config.model!r} cannot be loaded: {first_line(error)}") from error
+        raise InputError(f"the tokenizer of {source} cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
