@@ -97,6 +97,15 @@ def test_settings_run(settings: dict[str, Any], change: dict[str, Any]) -> None:
     assert result.metrics["steps"] == 3
 
 
+def test_the_model_is_the_checkpoint_after_bf16(settings: dict[str, Any]) -> None:
+    """The autocast of training is no part of it, the decorators of its own forward are."""
+    model = train(TrainConfig(**{**settings, "bf16": True, "max_steps": 3})).model
+    ids = torch.arange(1, 9)[None]
+    loaded = SiameseForCausalLM.from_pretrained(settings["output_dir"])
+    assert torch.equal(model(ids).logits, loaded(ids).logits)
+    assert not {"forward", "_original_forward"} & set(vars(model))
+
+
 def test_accumulated_small_batches_train_as_one_large_batch(settings: dict[str, Any]) -> None:
     settings |= {"adapter": {**LORA, "lora_dropout": 0.0}, "gate_dropout": 0.0, "max_steps": 3, "warmup": 0.0}
     train(TrainConfig(**{**settings, "batch_size": 8}))

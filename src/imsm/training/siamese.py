@@ -99,6 +99,7 @@ class SiameseTrainer(RunTrainer):
         self._divergences: dict[int, Tensor] = {}
 
     def finish(self) -> None:
+        super().finish()
         self.gate_meter.remove()
         for parameter in self._idle:
             parameter.requires_grad_(True)

@@ -48,6 +48,9 @@ class RunTrainer(Trainer, ABC):
 
     def finish(self) -> None:
         """Takes off the model what was put on it for training."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        # In place of the autocast it leaves a forward without the decorators of the model's own.
+        vars(self.model).pop("forward", None)
 
     @property
     def tokens_seen(self) -> int:
