@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.config import DEFAULT_TASK
 from imsm.errors import InputError, first_line
@@ -26,6 +26,8 @@ from imsm.streams import Streams, head_shape, output_head
 
 #: peft's own two files.
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+#: What a tokenizer is saved as.
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
 #: Initialisations that move a part of the base weights into the adapter. The probe would find them too, but only after
 #: the weights in memory are changed.
 REWRITING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -256,12 +258,12 @@ def _refusals(base: PreTrainedModel) -> Iterator[None]:
 
 
 def fetch_adapter(name: str | os.PathLike[str]) -> Path:
-    """The folder of a trained adapter; from the Hub its two files alone are fetched.
+    """The folder of a trained adapter; from the Hub its two files, and its tokenizer's, alone are fetched.
 
     Raises:
         InputError: it is missing, incomplete, or its weights are pickled.
     """
-    folder = fetch(name, (ADAPTER_CONFIG, ADAPTER), "adapter", {})
+    folder = fetch(name, (ADAPTER_CONFIG, ADAPTER, *TOKENIZER), "adapter", {})
     if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"{folder} holds no adapter: {ADAPTER_CONFIG} is missing")
     if not (folder / ADAPTER).is_file():
@@ -269,6 +271,27 @@ def fetch_adapter(name: str | os.PathLike[str]) -> Path:
             f"{folder} holds no weights that can be read safely: {ADAPTER} is missing (pickles are not read)"
         )
     return folder
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether an adapter or checkpoint brings a tokenizer, which then takes the place of its base's."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def refuse_unembedded(
+    tokenizer: PreTrainedTokenizerBase, rows: int, folder: Path, own: Callable[[], PreTrainedTokenizerBase]
+) -> None:
+    """Raises `InputError` if the tokenizer in an adapter's folder has tokens beyond the base model's `rows` embeddings.
+
+    `own` loads the base's tokenizer: what that has beyond the embeddings, such as those of pictures, may be there.
+    """
+    more = {token for token, place in tokenizer.get_vocab().items() if place >= rows}
+    if more and (more := more - set(own().get_vocab())):
+        raise InputError(
+            f"the tokenizer in {folder} has tokens that the base model does not embed: {len(more)} beyond its {rows}, such "
+            f"as {min(more)!r}; give the base model that the adapter was trained on, or take the tokenizer's files out of "
+            "the folder to use the base's"
+        )
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:
