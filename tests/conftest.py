@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 from zoo import tiny_chat
 
 from benchmarks import measure
@@ -69,6 +71,24 @@ def with_template(plain_tokenizer: PreTrainedTokenizerBase) -> Callable[[str], P
         return made
 
     return make
+
+
+Day = Callable[[str], None]
+
+
+@pytest.fixture
+def day(monkeypatch: pytest.MonkeyPatch) -> Day:
+    """Sets the day, such as "03 May", on the clock of chat templates."""
+
+    def turn(date: str) -> None:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Clock:
+                return cls.strptime(f"{date} 2026", "%d %b %Y")
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+    return turn
 
 
 @pytest.fixture(scope="session")

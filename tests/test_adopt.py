@@ -28,7 +28,8 @@ from imsm.evaluation.candidates import open_candidate
 from imsm.evaluation.held_out import dreams_task, held_out_task
 from imsm.generation import prompt_ids
 
-DREAMS = {"count": 24, "prompt_tokens": 12, "answer_tokens": 4, "gate_steps": 8, "task_prompts": 24}
+DREAMS = {"count": 24, "prompt_tokens": 12, "task_prompts": 24}
+FITTED = {"answer_tokens": 4, "gate_steps": 8}
 FLAGS = [part for name, value in DREAMS.items() for part in (f"--dreams.{name}", str(value))]
 
 
@@ -133,7 +134,7 @@ def test_the_adapter_comes_out_byte_for_byte(
 
 def test_a_gate_that_learns(base: str, adapter: str, data: str, tmp_path: Path) -> None:
     """The gate is fitted, adapter and base are not."""
-    adopted = adopt(adapter, settings(base, data, tmp_path / "out", gate="query_aware", gate_rank=4))
+    adopted = adopt(adapter, settings(base, data, tmp_path / "out", gate="query_aware", gate_rank=4, dreams=FITTED))
     assert adopted.metrics["gate_loss"] > 0 and adopted.held_out == adopted.dreams == []
     assert not any(module.training for module in adopted.model.modules())
     assert any(parameter.abs().sum() > 0 for parameter in adopted.model.gate.up.parameters())

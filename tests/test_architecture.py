@@ -39,6 +39,7 @@ LAYERS = (
     {"task_folders"},
     {"model"},
     {"data", "generation", "loramoe"},
+    {"dates"},
     {"memory_bank", "packing", "samples"},
     {"dreams"},
     {"training"},

@@ -28,6 +28,8 @@ from imsm.training.retained import OwnCollator, base_texts, replay_count, with_r
 
 FOLDER = Path(__file__).parents[1] / "examples" / "baselines"
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+#: What `method: full` has no use for, as it is by default.
+ADAPTER = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 IDS = torch.arange(1, 13)[None]
 
 
@@ -111,6 +113,7 @@ def half_base(base_folder: str, tmp_path: Path) -> str:
 
 def test_full_fine_tuning_of_a_half_precision_base_takes_small_steps(settings: dict[str, Any], half_base: str) -> None:
     """Of 2e-5 a step, as in the YAML, which bfloat16 would round away in most weights."""
+    del settings["adapter"]
     settings |= {"model": half_base, "method": "full", "learning_rate": 2e-5, "max_steps": 2, "save_steps": 1}
     trained = train(TrainConfig(**settings)).model
     assert trained.dtype == torch.float32
@@ -147,7 +150,7 @@ def test_adalora_is_saved_as_it_was_trained(settings: dict[str, Any]) -> None:
 def test_info_says_what_a_baseline_is(settings: dict[str, Any], tmp_path: Path) -> None:
     experts = {"peft_type": "LORAMOE", "target_modules": ["up_proj"]}
     for method, adapter, words in (
-        ("full", LORA, "gate.safetensors missing; it holds a plain model, which transformers'"),
+        ("full", ADAPTER, "gate.safetensors missing; it holds a plain model, which transformers'"),
         ("loramoe", experts, "it holds a LoRAMoE checkpoint, which imsm.loramoe.load loads"),
         ("peft", LORA, "it holds a peft adapter, which peft's PeftModel.from_pretrained loads and imsm eval"),
     ):
@@ -384,7 +387,7 @@ def test_checkpointing_gives_the_same_experts_and_keeps_nothing(settings: dict[s
     "change",
     [
         {"retain": RetainConfig("kl_samples", samples=8, sample_tokens=8, batch_size=3)},
-        {"method": "full", "learning_rate": 1e-3},
+        {"method": "full", "adapter": ADAPTER, "learning_rate": 1e-3},
         {"adapter": {**LORA, "init_lora_weights": "corda", "corda_config": {"corda_method": "kpm"}}},
         {
             "method": "loramoe",

@@ -145,8 +145,16 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(load: Load, with_temp
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     assert len(load({"messages": TURNS[:2]}, tokenizer=forgetful)) == 1
-    with pytest.raises(InputError, match=r"data\.jsonl, line 2: the tokenizer's chat template changes the text before"):
+    with pytest.raises(
+        InputError, match=r"data\.jsonl, line 2: the tokenizer's chat template changes the text"
+    ) as refused:
         load({"messages": TURNS[:2]}, {"messages": TURNS}, tokenizer=forgetful, bad_records="skip")
+    assert str(refused.value).endswith("of its own, with 'prompt' and 'completion' as lists of messages")
+    apart = [{"prompt": TURNS[:end], "completion": TURNS[end : end + 1]} for end in (1, 3)]
+    for example, end in zip(load(*apart, tokenizer=forgetful), (1, 3), strict=True):
+        asked = forgetful.apply_chat_template(TURNS[:end], tokenize=False, add_generation_prompt=True)
+        assert forgetful.decode(example.input_ids).startswith(asked)
+        assert TURNS[end]["content"] in learnt(example, forgetful)
 
 
 def test_conversations_need_a_chat_template(load: Load, plain_tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,7 +20,7 @@ from imsm.training.border import fit_border, frozen_queries
 from imsm.training.refit import constants, fit_gate, logits
 
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-DREAMS = {"count": 16, "prompt_tokens": 12, "answer_tokens": 4, "gate_steps": 12}
+DREAMS = {"count": 16, "prompt_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,7 @@ def test_what_a_run_gives_is_the_same_again(settings: dict[str, Any], tmp_path: 
 
 
 def test_a_gate_is_fitted_where_one_is_asked_for(settings: dict[str, Any]) -> None:
+    settings["dreams"] = DreamsConfig(**DREAMS, answer_tokens=4, gate_steps=12)
     result = train(TrainConfig(**{**settings, "gate": "query_aware"}))
     assert isinstance(result.model, SiameseForCausalLM)
     assert result.metrics["gate_loss"] > 0
@@ -132,7 +133,10 @@ def test_dreams_may_be_one_word(text: str, mode: str, tmp_path: Path) -> None:
     path.write_text(f"model: m\noutput_dir: o\ndata: {{train: t}}\n{text}\n")
     config = load(path)
     assert config.dreams.mode == mode
-    assert load(path, {"dreams": "off"}).dreams.mode == "off"
+    assert load(path, {"dreams": "off"}).dreams == DreamsConfig("off")
+    if "count" in text:
+        with pytest.raises(InputError, match=r"dreams\.count is set, but has no effect with dreams: off"):
+            load(path, {"dreams.mode": "off"})
     path.write_text(to_yaml(config))
     assert load(path) == config
 
@@ -141,7 +145,10 @@ def test_dreams_may_be_one_word(text: str, mode: str, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"dreams": DreamsConfig("off"), "gate": "tuned"}, "the adapter alone"),
-        ({"method": "peft", "dreams": DreamsConfig(count=9)}, "dreams are for method: imsm"),
+        (
+            {"method": "peft", "dreams": DreamsConfig(count=9)},
+            "dreams.count is set, but has no effect with method: peft",
+        ),
         ({"memory_bank": "on"}, "no frozen stream"),
     ],
 )

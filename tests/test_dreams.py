@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CHATML, SPECIAL
+from conftest import CHATML, SPECIAL, Day
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from zoo import tiny_chat
@@ -73,6 +73,28 @@ def test_a_chat_model_dreams_turns_and_plain_texts(
         assert 0 < len(sample.answer_ids) <= 5
     plain = [words.decode(sample.prompt_ids) for sample in found if sample.kind == "plain"]
     assert all(any(text.startswith(opening) for opening in PLAIN) for text in plain)
+
+
+def test_a_template_that_writes_the_date_makes_one_file_for_all_days(
+    model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path, day: Day
+) -> None:
+    """And gives the dreams of the day's date, which the task's prompts have too."""
+    words.chat_template = "<|im_start|>system\n{{ strftime_now('%b') }}<|im_end|>\n" + CHATML
+    found = []
+    for date in ("May", "Apr"):
+        day(f"03 {date}")
+        found.append(dream(model, words, 10, folder=tmp_path, **SHORT))
+        leads = {
+            words.decode(sample.prompt_ids).split("<|im_end|>")[0] for sample in found[-1] if sample.kind == "chat"
+        }
+        assert leads == {f"<|im_start|>system\n{date}"}
+        again = dream(model, words, 10, folder=tmp_path, answers=False, **SHORT)
+        assert [sample.prompt_ids for sample in again] == [sample.prompt_ids for sample in found[-1]]
+    assert len(list(tmp_path.iterdir())) == 1
+    for first, second in zip(*found, strict=True):
+        texts = [words.decode(sample.prompt_ids) for sample in (first, second)]
+        assert texts[0].replace("May", "Apr") == texts[1] and first.answer_ids == second.answer_ids
+        assert (texts[0] != texts[1]) == (first.kind == "chat")
 
 
 def test_a_base_model_dreams_plain_texts_from_many_openings(

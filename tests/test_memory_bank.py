@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_a_run_with_the_bank_is_the_run_without(
     curves = []
     for bank in ("off", "on"):
         assert not passes_run
-        train(TrainConfig(**settings, output_dir=str(tmp_path / bank), memory_bank=bank))
+        train(TrainConfig(**with_bank(settings, bank), output_dir=str(tmp_path / bank)))
         curves.append(losses(tmp_path / bank))
     assert sorted(passes_run) == list(range(1, 25))  # once each, not once an epoch
     assert len(curves[0]) >= 9 and curves[1] == pytest.approx(curves[0], abs=1e-3)
@@ -177,15 +178,22 @@ def test_a_sliding_window_model_trains_the_same(tokenizer: PreTrainedTokenizerBa
     tokenizer.save_pretrained(tmp_path / "base")
     curves = []
     for name, change in {
-        "live": {"memory_bank": "off"},
-        "bank": {"memory_bank": "on"},
-        "packed": {"memory_bank": "on", "packing": True},
+        "live": {},
+        "bank": {},
+        "packed": {"packing": True},
     }.items():
         settings = run_settings(str(tmp_path / "base"), tmp_path) | {"adapter": {**LORA, "lora_dropout": 0.0}}
+        settings = with_bank(settings, "off" if name == "live" else "on")
         train(TrainConfig(**settings, **change, gate_dropout=0.0, output_dir=str(tmp_path / name)))
         curves.append(losses(tmp_path / name))
     assert curves[1] == pytest.approx(curves[0], abs=1e-3)
     assert curves[2] == pytest.approx(curves[0], abs=1e-3)
+
+
+def with_bank(settings: dict[str, Any], bank: str) -> dict[str, Any]:
+    """The settings with a bank, or without one and what is said of it."""
+    unread = ("memory_bank_dir", "memory_bank_dtype") if bank == "off" else ()
+    return {**{key: value for key, value in settings.items() if key not in unread}, "memory_bank": bank}
 
 
 def run_settings(base_folder: str, tmp_path: Path) -> dict[str, Any]:
@@ -446,7 +454,7 @@ def test_two_processes_train_as_one(base_folder: str, tmp_path: Path) -> None:
     """
     settings = run_settings(base_folder, tmp_path)
     settings |= {"adapter": {**LORA, "lora_dropout": 0.0}, "gate_dropout": 0.0, "save_steps": 4, "save_total_limit": 9}
-    train(TrainConfig(**settings, output_dir=str(tmp_path / "alone"), memory_bank="off"))
+    train(TrainConfig(**with_bank(settings, "off"), output_dir=str(tmp_path / "alone")))
     both = tmp_path / "both"
     config = TrainConfig(**{**settings, "batch_size": 4}, output_dir=str(both), memory_bank="on")
     (tmp_path / "both.yaml").write_text(to_yaml(config))
@@ -508,13 +516,10 @@ def test_decisions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(banking, "free_bytes", lambda folder: int(free))
-    config = TrainConfig(
-        model="m",
-        output_dir="o",
-        data=DataConfig("d"),
-        memory_bank_dir=str(tmp_path / "banks"),
-        **{"dreams": OFF, **settings},
-    )
+    common: dict[str, Any] = {"model": "m", "output_dir": "o", "data": DataConfig("d")}
+    config = TrainConfig(**common, **{"dreams": OFF, **settings})
+    if config.reads("memory_bank_dir"):
+        config = replace(config, memory_bank_dir=str(tmp_path / "banks"))
     bank, line = plan_bank(config, tiny_siamese("llama", "lora"), examples(), collator)
     assert (bank is not None) == line.startswith("memory bank: on")
     assert re.search(decision, line), line

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[1] / "examples" / "quickstart"
 @pytest.fixture
 def quickstart(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("facts", "scoring", "shop")
+    names = ("facts", "run", "scoring", "shop")
     for name in names:
         sys.modules.pop(name, None)
     return {name: __import__(name) for name in names}
@@ -37,6 +37,14 @@ def test_the_data_is_what_the_scripts_write(quickstart: dict[str, ModuleType], t
     assert [path.name for path in written] == ["facts.jsonl", "shop-test.jsonl", "shop-train.jsonl"]
     for path in written:
         assert path.read_bytes() == (FOLDER / path.name).read_bytes()
+
+
+def test_a_rate_of_the_gate_is_given_where_there_is_a_gate_to_learn(quickstart: dict[str, ModuleType]) -> None:
+    for dreams in ("on", "off"):
+        lora, imsm = (quickstart["run"].training(method, "m", "o", 3, dreams) for method in ("lora", "imsm"))
+        assert (lora.method, imsm.method, imsm.dreams.mode, imsm.seed) == ("peft", "imsm", dreams, 3)
+        assert lora.adapter == imsm.adapter and lora.learning_rate == imsm.learning_rate == 5e-4
+        assert imsm.reads("gate_learning_rate") == (dreams == "off") == (imsm.gate_learning_rate == 1e-4)
 
 
 def test_the_test_is_held_out(quickstart: dict[str, ModuleType]) -> None:

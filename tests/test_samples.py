@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CHATML, Day
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from zoo import tiny_base
 
 from imsm import InputError, samples
-from imsm.generation import continuations
+from imsm.dates import Dates, one_date
+from imsm.generation import continuations, prompt_ids
 from imsm.samples import Sample, degenerate, lead_cache, plain_decoding, read_prompts, sample_texts
 
 SHORT: dict[str, Any] = {"prompt_tokens": 8, "answer_tokens": 6, "batch_size": 4}
@@ -45,6 +47,46 @@ def test_a_base_model_goes_on_from_several_openings(
     assert sum(text.startswith("Question:") for text in texts) == 1
     assert sum(text.startswith("How") for text in texts) >= 1
     assert len({text[:2] for text in texts}) > 4
+
+
+DATED = "<|im_start|>system\n{{ strftime_now('%d %b') }}\n{{ messages[0].system }}<|im_end|>\n" + CHATML
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_samples_are_kept_once_for_all_days(
+    given: bool, model: PreTrainedModel, with_template: Callable[[str], Any], tmp_path: Path, day: Day
+) -> None:
+    dated, found = with_template(DATED), []
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": text, "system": who}]}) + "\n"
+            for text, who in (("yes", "You are no one."), ("no, no", ""))
+        )
+    )
+    for date in ("03 May", "14 May"):
+        day(date)
+        prompts = read_prompts(str(tmp_path / "prompts.jsonl"), dated) if given else None
+        found.append(sample_texts(model, dated, 2, prompts=prompts, folder=tmp_path / "kept", **SHORT))
+        if prompts is not None:
+            assert sorted(prompts) == sorted(sample.prompt_ids for sample in found[-1])
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    first, second = ([dated.decode(sample.prompt_ids) for sample in day] for day in found)
+    assert [text.replace("03 May", "14 May") for text in first] == second != first
+
+
+def test_the_date_of_a_template_is_its_own_again(with_template: Callable[[str], Any], day: Day) -> None:
+    dated, asked = with_template(DATED), [{"role": "user", "content": "yes"}]
+    day("03 May")
+    today = dated.apply_chat_template(asked, tokenize=False)
+    with pytest.raises(ZeroDivisionError), one_date(dated):
+        assert dated.apply_chat_template(asked, tokenize=False) == today.replace("03 May", "26 Jul")
+        raise ZeroDivisionError
+    assert dated.apply_chat_template(asked, tokenize=False) == today
+
+
+def test_prompts_without_a_date_are_kept_as_they_are(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = prompt_ids(tokenizer, [{"role": "user", "content": "26 Jul"}])
+    assert Dates(tokenizer).keep(ids) == Dates(tokenizer).renew(ids) == ids
 
 
 def test_answers_are_the_greedy_ones(

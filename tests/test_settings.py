@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from imsm.errors import InputError
 from imsm.settings import (
@@ -19,6 +21,7 @@ from imsm.settings import (
     setting_types,
     to_yaml,
 )
+from imsm.settings.uses import USES as KNOWN_USES
 
 MINIMAL = "model: m\noutput_dir: o\ndata: {train: t.jsonl}\n"
 
@@ -77,8 +80,7 @@ def test_settings_of_dreams_are_saved_for_those_who_have_them(mode: str, tmp_pat
     before = config(method="peft", dreams=DreamsConfig(mode=mode))
     text = to_yaml(before)
     assert "task_prompts" not in text and read_yaml(written(tmp_path, text)) == before
-    before = config(dreams=DreamsConfig(mode=mode, task_prompts=7))
-    assert "task_prompts: 7" in to_yaml(before)
+    assert ("task_prompts" in to_yaml(config(dreams=DreamsConfig(mode=mode)))) == (mode == "on")
 
 
 def test_sets_and_tuples_are_saved_as_lists(tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_a_settings_file_must_be_there(tmp_path: Path) -> None:
         ({"data": {"train": "x"}}, "data must be a DataConfig, got {'train': 'x'}"),
         ({"adapter": {"r": object()}}, "adapter.r must be texts, numbers, lists or mappings"),
         ({"adapter": {1: 2}}, "adapter must be texts, numbers, lists or mappings"),
-        ({"eval_steps": 5}, "eval_steps is set, but there is nothing to evaluate on"),
+        ({"eval_steps": 5}, "eval_steps is set, but has no effect as there is nothing to evaluate on"),
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -265,20 +267,145 @@ LORAMOE = {"peft_type": "LORAMOE", "target_modules": ["up_proj"]}
 CORDA = {"init_lora_weights": "corda"}
 
 
-@pytest.mark.parametrize(
-    ("method", "retain", "name"),
-    [
-        ("peft", {"weight": 2.0}, "weight"),
-        ("imsm", {"prompts": "general.jsonl"}, "prompts"),
-        ("peft", {"kind": "kl_prompts", "prompts": "general.jsonl"}, "prompts"),
-        ("corda", {"prompts": "general.jsonl", "share": 0.1}, "share"),
-    ],
-)
-def test_retain_settings_without_a_use_are_refused(method: str, retain: dict[str, Any], name: str) -> None:
-    adapter = {"init_lora_weights": "corda"} if method == "corda" else {}
-    run: Any = "peft" if method == "corda" else method
-    with pytest.raises(InputError, match=f"retain.{name} is set, but retain.kind: .* has no use for it"):
-        TrainConfig("m", "o", DataConfig("t"), method=run, adapter=adapter, retain=RetainConfig(**retain))
+QUERY_AWARE = {"gate": "query_aware"}
+OFF = {"dreams": {"mode": "off"}}
+JOINT = {"dreams": {"phases": "joint"}}
+#: A setting, runs that do not read it and why, and runs that do.
+USES: list[tuple[str, Any, list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] = [
+    ("gate", "token", [({"method": "peft"}, "with method: peft: use method: imsm")], [OFF, {}]),
+    (
+        "gate_rank",
+        16,
+        [({}, "with gate: tuned, which has nothing to learn"), ({"method": "full"}, "with")],
+        [OFF, JOINT],
+    ),
+    ("gate_dropout", 0.5, [({**OFF, "gate": "average"}, "with gate: average, which")], [OFF, QUERY_AWARE]),
+    ("gate_learning_rate", 1e-4, [({}, "with gate: tuned"), ({"method": "peft"}, "with method: peft")], [QUERY_AWARE]),
+    (
+        "dreams.weight",
+        40.0,
+        [({}, "with gate: tuned"), ({**JOINT, **QUERY_AWARE}, "with dreams.phases: joint")],
+        [QUERY_AWARE],
+    ),
+    (
+        "dreams.gate_steps",
+        9,
+        [({}, "with gate: tuned, which"), (OFF, "with dreams: off: leave dreams on")],
+        [QUERY_AWARE],
+    ),
+    (
+        "dreams.answer_tokens",
+        9,
+        [({}, "with gate: tuned, which"), ({"method": "peft"}, "with method: peft")],
+        [QUERY_AWARE, {"method": "peft", "retain": {"kind": "kl_dreams"}}],
+    ),
+    ("dreams.prompt_tokens", 9, [(OFF, "with dreams: off")], [{}, JOINT, {**OFF, "retain": {"kind": "kl_dreams"}}]),
+    ("dreams.count", 999, [(OFF, "with dreams: off: leave dreams on"), ({"method": "peft"}, "with")], [{}, JOINT]),
+    ("dreams.phases", "joint", [(OFF, "with dreams: off")], [{}]),
+    ("dreams.task_prompts", 9, [(OFF, "with dreams: off")], [{}]),
+    ("dreams.false_recall", 0.5, [(OFF, "with dreams: off")], [{}]),
+    ("dreams.anchors", "a.jsonl", [(OFF, "with dreams: off")], [{}]),
+    (
+        "memory_bank",
+        "on",
+        [({}, "as the first of dreams' two phases runs no frozen stream"), ({"method": "peft"}, "no frozen stream")],
+        [OFF, JOINT],
+    ),
+    (
+        "memory_bank_dir",
+        "/banks",
+        [({}, "as the first of dreams' two"), ({**OFF, "memory_bank": "off"}, "with memory_bank: off")],
+        [OFF, JOINT],
+    ),
+    ("memory_bank_dtype", "float32", [({"method": "peft"}, "as method: peft has no frozen stream")], [OFF, JOINT]),
+    ("adapter", {"r": 99}, [({"method": "full"}, "with method: full, which trains no adapter: use")], [{}]),
+    ("adapter", LORAMOE, [({"method": "full"}, "with method: full")], [{"method": "loramoe"}]),
+    ("task", "t", [({"method": "peft"}, "with method: peft")], [{}]),
+    ("eval_steps", 5, [({}, "as there is nothing to evaluate on: give data.eval")], [{"data": {"eval": "e.jsonl"}}]),
+    ("data.eval_split", "dev", [({}, "as there is nothing to evaluate on")], [{"data": {"eval": "e.jsonl"}}]),
+    (
+        "retain.weight",
+        9.0,
+        [({}, "with retain.kind: none: use retain.kind: kl_prompts or"), ({"retain": {"kind": "replay"}}, "replay")],
+        [{"retain": {"kind": "kl_samples"}}, {"method": "peft", "retain": {"kind": "kl_prompts"}}],
+    ),
+    (
+        "retain.share",
+        0.5,
+        [({"retain": {"kind": "kl_samples"}}, "with retain.kind: kl_sam")],
+        [{"retain": {"kind": "replay"}}],
+    ),
+    (
+        "retain.samples",
+        9,
+        [({"retain": {"kind": "replay"}}, "with retain.kind: replay: use")],
+        [{"retain": {"kind": "kl_dreams"}}, {"method": "peft", "adapter": CORDA}],
+    ),
+    (
+        "retain.sample_tokens",
+        9,
+        [({"retain": {"kind": "kl_dreams"}}, "with retain.kind: kl_dreams")],
+        [{"retain": {"kind": "replay"}}, {"method": "peft", "adapter": CORDA}],
+    ),
+    (
+        "retain.prompts",
+        "general.jsonl",
+        [({}, "none"), ({"method": "peft", "retain": {"kind": "kl_prompts"}}, "with retain.kind: kl_prompts")],
+        [{"retain": {"kind": "kl_samples"}}, {"method": "peft", "adapter": CORDA}],
+    ),
+    ("retain.batch_size", 9, [({"retain": {"kind": "replay"}}, "replay")], [{"retain": {"kind": "kl_dreams"}}]),
+]
+
+
+def setting(key: str, value: Any, run: dict[str, Any]) -> TrainConfig:
+    """The settings of a run, groups as mappings, with one more."""
+    group, _, name = key.rpartition(".")
+    values = {**run, group: {**run.get(group, {}), name: value}} if group else {**run, name: value}
+    kinds = {"retain": RetainConfig, "dreams": DreamsConfig, "data": DataConfig}
+    values["data"] = {"train": "t.jsonl", **values.get("data", {})}
+    return config(**{key: kinds[key](**given) if key in kinds else given for key, given in values.items()})
+
+
+@pytest.mark.parametrize(("key", "value", "unread", "read"), USES, ids=[use[0] for use in USES])
+def test_what_a_run_does_not_read_is_refused(
+    key: str, value: Any, unread: list[tuple[dict[str, Any], str]], read: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for run, reason in unread:
+        with pytest.raises(InputError) as caught:
+            setting(key, value, run)
+        message = str(caught.value)
+        assert message.startswith(f"{key} is set, but has no effect ") and reason in message
+        assert message.endswith(f", or leave {key} out")
+    for run in read:
+        made = setting(key, value, run)
+        assert made.reads(key) and read_yaml(written(tmp_path, to_yaml(made))) == made
+
+
+def test_every_setting_of_gate_dreams_and_retain_has_its_use() -> None:
+    groups = ("gate", "memory_bank", "dreams.", "retain.")
+    named = {key for key in setting_types() if key.startswith(groups)} - {"dreams.mode", "retain.kind"}
+    assert named <= set(KNOWN_USES) <= set(setting_types())
+    assert set(KNOWN_USES) - {"continue_from"} == {use[0] for use in USES}
+
+
+def test_switching_off_what_is_not_there_is_no_mistake() -> None:
+    assert config(memory_bank="off").gate_name == "tuned"
+    assert not config(method="peft", memory_bank="off", dreams=DreamsConfig("off")).dreaming
+
+
+@pytest.mark.parametrize("run", [{}, {"method": "peft"}, {"method": "full"}, {"dreams": DreamsConfig("off")}])
+def test_settings_that_were_saved_with_every_default_still_load(run: dict[str, Any], tmp_path: Path) -> None:
+    import yaml
+
+    before = config(**run)
+    assert read_yaml(written(tmp_path, yaml.safe_dump(asdict(before)))) == before
+
+
+def test_settings_draw_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    config(gate="query_aware", gate_rank=4)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(

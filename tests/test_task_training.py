@@ -24,6 +24,7 @@ RECORDS = {
     "capitals": [{"input": f"user system user {i} so on\nParis:", "output": " France"} for i in range(24)],
     "words": [{"input": f"of of of the the {i} capital of", "output": " yes"} for i in range(24)],
 }
+FITTED = DreamsConfig(count=16, prompt_tokens=12, answer_tokens=4, gate_steps=8)
 FILES = ("adapter_model.safetensors", "gate.safetensors", "relevance.safetensors", "queries.safetensors")
 
 
@@ -43,7 +44,7 @@ def settings(base_folder: str, data: dict[str, str]) -> Callable[..., TrainConfi
             "output_dir": str(output),
             "data": DataConfig(train=data[name], max_length=64),
             "adapter": {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
-            "dreams": DreamsConfig(count=16, prompt_tokens=12, answer_tokens=4, gate_steps=8),
+            "dreams": DreamsConfig(count=16, prompt_tokens=12),
             "batch_size": 4,
             "epochs": 1.0,
             "learning_rate": 2e-2,
@@ -62,8 +63,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, settings: Callable[..., Tr
     """A checkpoint after each of three tasks in a row; the second one has a gate that learns."""
     folder, found = tmp_path_factory.mktemp("runs"), []
     for place, name in enumerate(RECORDS):
-        gate = "query_aware" if place == 1 else "auto"
-        train(settings(name, folder / name, found[-1] if found else None, gate=gate))
+        gate: dict[str, Any] = {"gate": "query_aware", "dreams": FITTED} if place == 1 else {}
+        train(settings(name, folder / name, found[-1] if found else None, **gate))
         found.append(folder / name)
     return found
 
@@ -131,7 +132,7 @@ def test_a_continuation_that_was_cut_is_resumed(
     monkeypatch: pytest.MonkeyPatch,
     phases: str,
 ) -> None:
-    dreams = DreamsConfig(count=16, prompt_tokens=12, answer_tokens=4, gate_steps=8, phases=phases)  # type: ignore[arg-type]
+    dreams = DreamsConfig(count=16, prompt_tokens=12, phases=phases)  # type: ignore[arg-type]
     config = settings("capitals", tmp_path / "whole", trained[0], dreams=dreams, save_steps=3)
     whole = train(config)
     with monkeypatch.context() as patch:
@@ -213,7 +214,7 @@ def test_a_name_is_refused_before_anything_is_dreamt(
     [
         ({"continue_from": "c"}, "needs a name for the new task"),
         ({"continue_from": "c", "task": "t", "dreams": DreamsConfig("off")}, "needs dreams"),
-        ({"task": "t", "method": "peft"}, "for method: imsm, got method: peft"),
+        ({"task": "t", "method": "peft"}, "task is set, but has no effect with method: peft: use method: imsm"),
         ({"task": ""}, "task must be a text that is not empty"),
     ],
 )

@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,17 @@ QUESTIONS = (
     "What is the chemical symbol for water?",
     "Where is my order 4821?",
 )
-#: Both rates were chosen on validation data (other fillings of the training wordings, other questions): at 1e-3, the
-#: library's default for the gate, it opens to the tuned stream within these few steps and retains no more than LoRA.
+#: Both rates were chosen on validation data (other fillings of the training wordings, other questions).
 TRAINING = {
     "adapter": {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
     "learning_rate": 5e-4,
-    "gate_learning_rate": 1e-4,
     "epochs": 1,
     "batch_size": 4,
     "max_length": 512,
 }
+#: Of a gate that learns, as the paper's does, with dreams off: at 1e-3, the library's default, it opens to the tuned stream
+#: within these few steps and retains no more than LoRA.
+GATE_LEARNING_RATE = 1e-4
 BATCH = 32
 TASK_TOKENS, FACT_TOKENS = 40, 20
 
@@ -78,6 +80,27 @@ def evaluate(model: Any, tokenizer: Any, facts: list[dict[str, Any]], label: str
     }
 
 
+def training(method: str, model_folder: str, output: str, seed: int, dreams: str) -> Any:
+    """The settings of one method's training."""
+    from imsm import DataConfig, DreamsConfig, TrainConfig
+
+    settings = {key: value for key, value in TRAINING.items() if key != "max_length"}
+    config = TrainConfig(
+        model=model_folder,
+        output_dir=output,
+        method="peft" if method == "lora" else "imsm",
+        data=DataConfig(train=str(HERE / "shop-train.jsonl"), max_length=int(TRAINING["max_length"])),  # type: ignore[call-overload]
+        dtype="float32",
+        seed=seed,
+        dreams=DreamsConfig(mode=dreams),  # type: ignore[arg-type]
+        tensorboard=False,
+        **settings,  # type: ignore[arg-type]
+    )
+    if not config.reads("gate_learning_rate"):
+        return config
+    return replace(config, gate_learning_rate=GATE_LEARNING_RATE)
+
+
 def run_method(
     method: str, model_folder: str, output: str, seed: int, dreams: str, facts: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -89,7 +112,7 @@ def run_method(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from imsm import DataConfig, DreamsConfig, TrainConfig, train
+    from imsm import train
 
     disable_progress_bar()
     began = time.monotonic()
@@ -98,20 +121,7 @@ def run_method(
     if method == "base":
         model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     else:
-        settings = {key: value for key, value in TRAINING.items() if key != "max_length"}
-        result = train(
-            TrainConfig(
-                model=model_folder,
-                output_dir=output,
-                method="peft" if method == "lora" else "imsm",
-                data=DataConfig(train=str(HERE / "shop-train.jsonl"), max_length=int(TRAINING["max_length"])),  # type: ignore[call-overload]
-                dtype="float32",
-                seed=seed,
-                dreams=DreamsConfig(mode=dreams),  # type: ignore[arg-type]
-                tensorboard=False,
-                **settings,  # type: ignore[arg-type]
-            )
-        )
+        result = train(training(method, model_folder, output, seed, dreams))
         model = result.model
         # Dreams, and what is fitted to them, are a part of training.
         dreaming = result.metrics.get("dreams_seconds", 0.0)
@@ -216,7 +226,7 @@ def main() -> int:
         "questions": list(QUESTIONS),
         "seed": args.seed,
         "dreams": args.dreams,
-        "training": TRAINING,
+        "training": TRAINING if args.dreams == "on" else {**TRAINING, "gate_learning_rate": GATE_LEARNING_RATE},
         "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} cores",
         "seconds": round(time.monotonic() - began, 1),
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.data.wording import unmarked, whole_shape
+from imsm.dates import Dates
 from imsm.errors import InputError
 from imsm.fingerprint import fingerprint
 from imsm.folders import cache_folder
@@ -29,6 +30,7 @@ from imsm.samples import (
     Sampler,
     chat_opening,
     greedy_answers,
+    of_today,
     plain_decoding,
     plain_openings,
     read_prompts,
@@ -182,7 +184,7 @@ def dream(
             )
         chosen = _first(rows, kinds, count)
         if not answers:
-            return [replace(sample, answer_ids=[]) for sample in chosen]
+            return of_today([replace(sample, answer_ids=[]) for sample in chosen], Dates(tokenizer))
         missing = sorted((sample.prompt_ids for sample in chosen if not sample.answer_ids), key=len)
         for start in range(0, len(missing), batch_size):
             asked = missing[start : start + batch_size]
@@ -192,7 +194,7 @@ def dream(
             write_rows(path, rows, tokenizer)
             if report is not None:
                 report(steps - len(missing) + start + len(asked), steps)
-    return _first(rows, kinds, count)
+    return of_today(_first(rows, kinds, count), Dates(tokenizer))
 
 
 def read_anchors(source: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 A chat model is given its template's opened user turn and goes on as the user would (Xu et al. 2024, "Magpie", arXiv
 2406.08464); a base model goes on from openings that say next to nothing. Texts come in rounds, each of which depends on
-model, tokenizer, settings, seed and its number alone. So more of them can be had later, and the first stay the same.
+model, tokenizer, settings, seed and its number alone. So more of them can be had later, and the first stay the same. A
+chat template that writes the date writes one for all days in what is kept, and the day's in what is given back.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from imsm.data.records import read_records
 from imsm.data.turns import user_turn
+from imsm.dates import Dates, one_date
 from imsm.errors import InputError
 from imsm.fingerprint import fingerprint
 from imsm.folders import cache_folder, write_text
@@ -91,10 +93,11 @@ def sample_texts(
         InputError: the model gives nothing that can be used, or its tokenizer gives nothing to begin with.
     """
     source: Source
+    dates = Dates(tokenizer)
     if prompts is None:
         source = Sampler(model, tokenizer, seed, _openings(tokenizer), [prompt_tokens], batch_size)
     else:
-        source = _Given(prompts, seed, batch_size)
+        source = _Given([dates.keep(ids) for ids in prompts], seed, batch_size)
     ends = answer_ends(model, tokenizer)
     facts = {"format": FORMAT, "seed": seed, "answer_tokens": answer_tokens, "batch_size": batch_size, "ends": ends}
     key = fingerprint(model, [], {**facts, "source": source.facts(), "tokenizer": tokenizer_facts(tokenizer)})
@@ -121,7 +124,7 @@ def sample_texts(
             "the base model gave no text that can be used (all were empty, repetitive or alike); give general prompts of "
             "your own by retain.prompts"
         )
-    return [sample for _, sample in rows[:count]]
+    return of_today([sample for _, sample in rows[:count]], dates)
 
 
 def read_prompts(source: str, tokenizer: PreTrainedTokenizerBase, texts: bool = False) -> list[list[int]]:
@@ -235,7 +238,8 @@ class Opening:
 
 def chat_opening(tokenizer: PreTrainedTokenizerBase, text: str = "") -> Opening | None:
     """The chat template's opened user turn, in which `text` is said already; None if it does not show a user's text."""
-    turn = user_turn(tokenizer)
+    with one_date(tokenizer):
+        turn = user_turn(tokenizer)
     if turn is None:
         return None
     before = list(tokenizer(turn.before, add_special_tokens=False)["input_ids"])
@@ -359,7 +363,8 @@ class Sampler:
         if degenerate(self.tokenizer(kept, add_special_tokens=False)["input_ids"]):
             return None
         said = [{"role": "user", "content": kept}] if opening.kind == "chat" else kept
-        return Sample(prompt_ids(self.tokenizer, said), [], opening.kind)
+        with one_date(self.tokenizer):
+            return Sample(prompt_ids(self.tokenizer, said), [], opening.kind)
 
 
 def lead_cache(model: PreTrainedModel, lead: Sequence[int], rows: int) -> DynamicCache | None:
@@ -401,6 +406,11 @@ def greedy_answers(
         model, prompts, pad, max_new_tokens=longest, eos_token_id=ends or None, pad_token_id=pad, **GREEDY
     )
     return [trim(sequence, ends) for sequence in found]
+
+
+def of_today(samples: Sequence[Sample], dates: Dates) -> list[Sample]:
+    """Samples that were kept, with the day's date in their prompts; their answers are those to another day's."""
+    return [replace(sample, prompt_ids=dates.renew(sample.prompt_ids)) for sample in samples]
 
 
 def read_rows(path: Path) -> list[tuple[int, Sample]]:

@@ -98,7 +98,7 @@ class Renderer:
                 raise InputError(
                     f"the tokenizer's chat template changes the text before turn {index + 1} once that turn is there "
                     "(some remove earlier thinking), so prompts would not be those of generation; give each answer a "
-                    "record of its own, as 'prompt' and 'completion' texts"
+                    "record of its own, with 'prompt' and 'completion' as lists of messages"
                 )
             ids = self._extend(ids, text, prompt[len(text) :])
             labels += [IGNORED] * (len(ids) - len(labels))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,20 @@ class Recipe:
             raise InputError(
                 f"the recipe {self.name} has no settings for {run.method}; it has {', '.join(self.methods)}"
             )
-        settings = {**self.settings, **self.methods[run.method], **overrides}
+        settings = {**self.settings, **self.methods[run.method], **overrides, "gate_rank": run.gate_rank}
+        # A recipe is for plain and siamese runs alike; what is about the gate or the bank is left out where there is none.
+        own = {key: value for key, value in settings.items() if key.startswith(("gate_", "memory_bank_"))}
         trainer = "imsm" if run.siamese else "loramoe" if run.method == "loramoe" else "peft"
-        return TrainConfig(
+        config = TrainConfig(
             model=model,
             output_dir=str(output_dir),
             data=data,
             method=trainer,  # type: ignore[arg-type]
             dreams=DreamsConfig("off"),
-            gate=run.gate,
-            gate_rank=run.gate_rank,
-            **settings,
+            gate=run.gate if run.siamese else "auto",
+            **{key: value for key, value in settings.items() if key not in own},
         )
+        return replace(config, **{key: value for key, value in own.items() if config.reads(key)})
 
 
 def recipe_names() -> list[str]:

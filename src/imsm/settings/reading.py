@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from imsm.errors import InputError
 from imsm.settings.mapping import EXPONENT, parse_yaml, read_mapping
 from imsm.settings.schema import TrainConfig, nearest, type_in_words, wrong_value
+from imsm.settings.uses import without_unread
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -19,17 +20,14 @@ REQUIRED = ("model", "output_dir", "data.train")
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The settings as YAML; `read_yaml` gives back an equal `TrainConfig`."""
+    """The settings that the run reads, as YAML; `read_yaml` gives back an equal `TrainConfig`."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
         """Quotes texts like '1e3', which `parse_yaml` would read as numbers."""
 
     Dumper.add_implicit_resolver(*EXPONENT)
-    values = asdict(config)
-    if config.method != "imsm":
-        # The rest is not theirs to set: a default that a later version changes would look like somebody's choice.
-        values["dreams"] = {"mode": config.dreams.mode}
+    values = without_unread(config, asdict(config))
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -46,7 +44,7 @@ def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = N
     """The settings in a YAML file, if one is given, and over them `overrides`: dotted keys and their values as text.
 
     `adapter.KEY` overrides add to the adapter's settings; an `adapter.peft_type` that names another method drops the
-    settings of the one before.
+    settings of the one before, and a group that is switched `off` as a whole all that the file says of it.
 
     Raises:
         InputError: the file cannot be read, a key is unknown or missing, a value has the wrong type or is out of range.
@@ -55,7 +53,9 @@ def load(path: str | Path | None = None, overrides: Mapping[str, str] | None = N
     texts = dict(overrides or {})
     for group, kind in groups().items():
         if texts.get(group) in ("on", "off") and switched(texts[group], kind) != texts[group]:
-            texts[f"{group}.mode"] = texts.pop(group)
+            texts[f"{group}.mode"] = word = texts.pop(group)
+            if word == "off":  # in place of the whole group, of which nothing would be read
+                values = {key: value for key, value in values.items() if not key.startswith(f"{group}.")}
     known = setting_types()
     for key in texts:
         if key not in known and not re.fullmatch(r"adapter\..+", key):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from imsm.errors import InputError
+from imsm.settings.uses import obstacle, refuse_unread
 
 
 @dataclass
@@ -126,7 +127,7 @@ class DreamsConfig:
 
 @dataclass
 class TrainConfig:
-    """Settings of a training run.
+    """Settings of a training run. What is not at its default and has no effect with the others is refused.
 
     Attributes:
         model: The base model: a folder or Hub name.
@@ -179,7 +180,7 @@ class TrainConfig:
         progress: Show the progress.
 
     Raises:
-        InputError: a value of the wrong type or out of range.
+        InputError: a value of the wrong type or out of range, or settings that do not go together.
     """
 
     model: str
@@ -247,20 +248,16 @@ class TrainConfig:
         _require(0 <= self.seed < 2**32, "seed", "an integer from 0 to below 2**32", self.seed)
         whole_or_share = 0 <= self.warmup < 1 or (self.warmup >= 1 and self.warmup == int(self.warmup))
         _require(whole_or_share, "warmup", "a share from 0 to below 1, or a whole number of steps", self.warmup)
-        if self.eval_steps is not None and self.data.eval is None:
-            raise InputError("eval_steps is set, but there is nothing to evaluate on: give data.eval, or leave it out")
-        if self.memory_bank == "on" and (self.method != "imsm" or self.two_phases):
-            what = f"method: {self.method} has" if self.method != "imsm" else "the first of dreams' two phases runs"
-            raise InputError(f"memory_bank is on, but {what} no frozen stream; leave one of them out")
         for name in ("continue_from", "task"):
             _require(getattr(self, name) != "", name, "a text that is not empty, or null", "")
         _require(self.memory_bank_dir != "", "memory_bank_dir", "a folder or null", "")
         self.adapter = _plain({"peft_type": "LORA", **self.adapter}, "adapter")
-        self._refuse_combinations()
         from imsm.gates import GATES
 
         if self.gate not in (known := ("auto", *GATES)):
             raise InputError(f"gate must be one of {', '.join(known)}; got {self.gate!r}{nearest(self.gate, known)}")
+        refuse_unread(self)
+        self._refuse_combinations()
         if self.method == "imsm" and self.gate_name == "tuned" and not self.dreaming:
             raise InputError("gate: tuned without dreams is the adapter alone; use another gate, or method: peft")
 
@@ -284,28 +281,17 @@ class TrainConfig:
         """Whether the adapter starts as CorDA, which moves a part of the base weights into it."""
         return self.method == "peft" and str(self.adapter.get("init_lora_weights")).lower() == "corda"
 
-    def _unused_retain(self) -> str | None:
-        """The first setting of `retain` that was changed for nothing: any without a kind, and prompts that are not read."""
-        kind, given = self.retain.kind, [f for f in fields(RetainConfig) if f.name != "kind"]
-        changed = [f.name for f in given if getattr(self.retain, f.name) != f.default]
-        texts = ("samples", "prompts", "sample_tokens") if self.corda else ()
-        if kind == "none":
-            return next((name for name in changed if name not in texts), None)
-        return "prompts" if kind in ("kl_prompts", "kl_dreams") and "prompts" in changed else None
+    def reads(self, key: str) -> bool:
+        """Whether the run reads the setting of this dotted key; one that is set and not read is refused."""
+        return obstacle(self, key) is None
 
     def _refuse_combinations(self) -> None:
         """Raises `InputError` for settings that are right one by one and cannot go together."""
         experts = str(self.adapter["peft_type"]).upper() == "LORAMOE"
-        if experts != (self.method == "loramoe") and self.method != "full":
+        if experts != (self.method == "loramoe"):
             raise InputError(
                 f"method: loramoe and adapter.peft_type: LORAMOE go together, got method: {self.method} and "
                 f"peft_type: {self.adapter['peft_type']}; set both or neither"
-            )
-        if self.method != "imsm" and self.dreams not in (DreamsConfig(), DreamsConfig(mode="off")):
-            raise InputError(f"dreams are for method: imsm, got method: {self.method}; leave one of them out")
-        if self.method != "imsm" and (self.continue_from is not None or self.task is not None):
-            raise InputError(
-                f"continue_from and task are for method: imsm, got method: {self.method}; leave one of them out"
             )
         if self.continue_from is not None and (self.task is None or not self.dreaming):
             needs = (
@@ -315,12 +301,6 @@ class TrainConfig:
             )
             raise InputError(f"continue_from needs {needs}")
         kind = self.retain.kind
-        unused = self._unused_retain()
-        if unused:
-            raise InputError(
-                f"retain.{unused} is set, but retain.kind: {kind} has no use for it; give the kind that you mean, or leave it "
-                "out"
-            )
         if kind.startswith("kl_") and self.method in ("full", "loramoe"):
             raise InputError(
                 f"retain.kind: {kind} compares with the base model, which method: {self.method} does not keep at hand; use "

@@ -106,7 +106,7 @@ def train(config: TrainConfig) -> TrainResult:
     dreams = sampled_dreams(config, base, tokenizer, processes) if config.dreaming else None
     total_steps = steps(config, len(train_set.examples), processes.num_processes)
     plan = Plan.of(total_steps, processes.num_processes, train_set.examples)
-    last = get_last_checkpoint(config.output_dir) if config.resume and folder.is_dir() else None
+    last = get_last_checkpoint(config.output_dir) if config.resume else None
     done = 0 if last is None else plan.steps_done(Path(last))
     model = build_model(config, base, adapter_config(config.adapter, total_steps), samples)
     learn_end((model.lm if isinstance(model, AnswerLM) else model).generation_config, train_set.examples, tokenizer)
