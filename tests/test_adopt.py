@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import imsm
 import imsm_cli
-from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, adopt
-from imsm.building import ADAPTER, ADAPTER_CONFIG
+from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, adopt, folders
+from imsm.building import ADAPTER, ADAPTER_CONFIG, fetch_adapter
 from imsm.data.turns import prompt_and_answer
 from imsm.dreams import dream
 from imsm.evaluation.answering import asked
+from imsm.evaluation.candidates import open_candidate
 from imsm.evaluation.held_out import dreams_task, held_out_task
 from imsm.generation import prompt_ids
 
@@ -182,6 +184,71 @@ def test_kept_tasks_of_a_data_root(
     assert "--retained takes tasks of kept answers, such as kept_cola" in capsys.readouterr().err
     assert imsm_cli.main([*command, "kept_webq"]) == 0
     assert "WebQuestions: answers kept" in capsys.readouterr().out
+
+
+# -- the adapter's own tokenizer -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dressed(base: str, adapter: str, tmp_path: Path) -> tuple[Path, Path, Any]:
+    """A base without a chat template, the adapter in a folder with one, as trainers leave it, and that tokenizer."""
+    plain, own = Path(shutil.copytree(base, tmp_path / "plain")), Path(shutil.copytree(adapter, tmp_path / "lora"))
+    for path in own.glob("*token*"):
+        path.unlink()
+    (plain / "chat_template.jinja").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{# the adapter's #}" + tokenizer.chat_template
+    tokenizer.save_pretrained(own)
+    assert not AutoTokenizer.from_pretrained(plain).chat_template
+    return plain, own, tokenizer
+
+
+def test_the_adapters_own_tokenizer_is_taken(dressed: tuple[Path, Path, Any], data: str, tmp_path: Path) -> None:
+    plain, own, tokenizer = dressed
+    records = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    turns = [
+        [{"role": "user", "content": record["input"]}, {"role": "assistant", "content": record["output"]}]
+        for record in records
+    ]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    adopted = adopt(own, settings(str(plain), str(chats), tmp_path / "out"), held_out=4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
+    rendered = [tokenizer.apply_chat_template(each)["input_ids"] for each in turns]
+    assert [example.input_ids for example in adopted.held_out] == [
+        rendered[example.line - 1] for example in adopted.held_out
+    ]
+    assert open_candidate(str(own), str(plain)).tokenizer.chat_template == tokenizer.chat_template
+    assert open_candidate(str(tmp_path / "out"), str(plain)).tokenizer.chat_template == tokenizer.chat_template
+
+
+def test_a_tokenizer_that_is_not_of_the_base(dressed: tuple[Path, Path, Any], data: str, tmp_path: Path) -> None:
+    plain, own, tokenizer = dressed
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<|other|>"})
+    tokenizer.save_pretrained(own)
+    message = f"has tokens that the base model does not embed: 1 beyond its {rows}, such as '<|other|>'"
+    with pytest.raises(InputError, match=re.escape(message)):
+        adopt(own, settings(str(plain), data, tmp_path / "out"))
+    with pytest.raises(InputError, match=re.escape(message)):
+        open_candidate(str(own), str(plain))
+    assert not (tmp_path / "out").exists()
+    tokenizer.save_pretrained(plain)  # a base may come with such a token, as Gemma 3 does
+    assert open_candidate(str(own), str(plain)).tokenizer.pad_token == "<|other|>"
+
+
+def test_the_hub_is_asked_for_the_tokenizer(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patterns: list[str] = []
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        patterns.extend(allow_patterns)
+        return adapter
+
+    monkeypatch.setattr(folders, "snapshot_download", snapshot)
+    assert fetch_adapter("org/lora") == Path(adapter)
+    for name in (ADAPTER, ADAPTER_CONFIG, "tokenizer_config.json", "tokenizer.model", "chat_template.jinja"):
+        assert any(fnmatch(name, pattern) for pattern in patterns)
+    assert not any(fnmatch("training_args.bin", pattern) for pattern in patterns)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import imsm
 SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
-    {"clusters", "errors"},
+    {"clusters", "ends", "errors"},
     {
         "attention",
         "config",
@@ -20,13 +20,14 @@ LAYERS = (
         "folders",
         "gates",
         "groups",
+        "lock",
         "loss",
         "query",
         "relevance",
         "routing",
         "turns",
     },
-    {"cache", "mixing", "settings", "views"},
+    {"cache", "mixing", "names", "settings", "views"},
     {"shared"},
     {"streams"},
     {"decoding", "probe"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -237,6 +238,29 @@ def test_bad_conversations_are_reported(messages: Any, reason: str, load: Load) 
     [problem] = load({"messages": TURNS}, {"messages": messages}, bad_records="skip").problems
     assert problem.line == 2
     assert problem.reason.startswith(reason)
+
+
+def test_long_conversations_are_not_read_to_their_end(load: Load, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Every answer of one reads all before it again, so that reading on would cost the square of its length."""
+    read: list[int] = []
+
+    class Counting(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            found = super().__call__(*args, **kwargs)
+            read.append(len(found["input_ids"]))
+            return found
+
+    counting = copy.deepcopy(tokenizer)
+    counting.__class__ = Counting
+    fits = {"messages": TURNS}
+    found = load(fits, {"messages": TURNS * 50}, tokenizer=counting, max_length=64, bad_records="skip")
+    length = len(tokenizer.apply_chat_template(TURNS)["input_ids"])
+    assert 32 < length <= 64 and len(found) == 1
+    turns = len(tokenizer.apply_chat_template(TURNS * 2)["input_ids"])
+    assert found.problems == [Problem(2, f"at least {turns} tokens, more than data.max_length 64")]
+    assert length < sum(read) < 20 * 64
+    with pytest.raises(InputError, match=r"data\.max_length 64\ncorrect them, or raise data\.max_length"):
+        load(fits, {"messages": TURNS * 50}, max_length=64)
 
 
 def test_prompt_and_completion_must_be_of_one_kind(load: Load) -> None:

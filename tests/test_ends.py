@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
+import pytest
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from imsm import answers
@@ -54,3 +57,26 @@ def test_without_ends_of_its_own_a_model_stops_at_the_tokenizer_s(
     other.eos_token = other.convert_ids_to_tokens(whole.token_ids[2])
     (cut,) = answers(model, other, ["is it"], max_new_tokens=6)
     assert cut.token_ids == whole.token_ids[: whole.token_ids.index(whole.token_ids[2]) + 1]
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_settings_of_a_sloppy_base_can_still_be_saved(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, do_sample: bool
+) -> None:
+    """What a base says of sampling without doing it, transformers keeps from being saved once a setting is another."""
+    given = {
+        "eos_token_id": 7,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 9,
+        "length_penalty": 2.0,
+        "do_sample": do_sample,
+    }
+    (tmp_path / "generation_config.json").write_text(json.dumps(given))
+    generation = GenerationConfig.from_pretrained(tmp_path)
+    learn_end(generation, examples(tokenizer, chat=True), tokenizer)
+    generation.save_pretrained(tmp_path)
+    read = GenerationConfig.from_pretrained(tmp_path)
+    assert read.eos_token_id == [7, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert (read.temperature, read.top_k) == ((0.7, 9) if do_sample else (None, None))
+    assert bool(read.do_sample) is do_sample

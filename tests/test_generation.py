@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, StoppingCriteria, StoppingCrit
 from transformers.generation.streamers import BaseStreamer
 from zoo import ARCHITECTURES, VOCAB, tiny_base, tiny_siamese
 
-from imsm import SiameseForCausalLM
+from imsm import InputError, SiameseForCausalLM, stream
 
 #: A plain cache, one with a prefix in the tuned half, one of sliding windows, one of convolution states.
 KINDS = [("llama", "lora"), ("llama", "prefix_tuning"), ("gemma3", "lora"), ("lfm2", "lora")]
@@ -240,3 +246,126 @@ def test_pipeline(model: SiameseForCausalLM, words: PreTrainedTokenizerFast, cap
         words.decode(row, skip_special_tokens=True).split() for row in answers
     ]
     assert "not supported" not in caplog.text
+
+
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+def at_once(*works: Callable[[], None]) -> None:
+    """Does all of it, each by a thread of its own, and raises what one of them raises."""
+    failures: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize("passes", ["shared", "two"])
+def test_calls_of_two_threads_answer_as_one_after_the_other(passes: str) -> None:
+    """Prompts of one length, so that a mix-up of their memories would go unnoticed but for the answers."""
+    model = tiny_siamese("llama", "lora")
+    model.passes = passes
+    batches = [padded([prompt]) for prompt in random_prompts([6, 6], seed=3)]
+    wanted = [generate(model, batch, max_new_tokens=12).tolist() for batch in batches]
+    with torch.no_grad():
+        logits = [model(batch.ids).logits for batch in batches]
+    found: list[list[Any]] = [[], []]
+
+    def asking(place: int) -> Callable[[], None]:
+        def ask() -> None:
+            for _ in range(8):
+                found[place].append(generate(model, batches[place], max_new_tokens=12).tolist())
+                with torch.no_grad():
+                    assert_same(model(batches[place].ids).logits, logits[place])
+
+        return ask
+
+    at_once(asking(0), asking(1))
+    assert found == [[wanted[0]] * 8, [wanted[1]] * 8]
+
+
+def test_a_copy_waits_for_itself_alone(model: SiameseForCausalLM) -> None:
+    batch = padded(PROMPTS[:1])
+    wanted = generate(model, batch).tolist()
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.call_lock is not model.call_lock
+        found: list[Any] = []
+        with model.call_lock.inner:
+            assert model.call_lock.held and not copied.call_lock.held
+            at_once(lambda copied=copied, found=found: found.append(generate(copied, batch).tolist()))  # type: ignore[misc]
+        assert found == [wanted] and not model.call_lock.held
+
+
+def test_a_compiled_forward_is_one_graph(model: SiameseForCausalLM) -> None:
+    ids = torch.tensor(PROMPTS[:1])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert_same(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+
+
+SAID = "w5 w9 w3 w12 w40 w7"
+
+
+def test_a_stream_that_is_left_stops(model: SiameseForCausalLM, words: PreTrainedTokenizerFast) -> None:
+    wanted, before, steps = generate(model).tolist(), set(threading.enumerate()), []
+    handle = model.register_forward_pre_hook(lambda module, args: steps.append(1))
+    try:
+        pieces = stream(model, words, SAID, max_new_tokens=100)
+        next(pieces)
+        pieces.close()
+        assert set(threading.enumerate()) == before
+        assert len(steps) < 60
+    finally:
+        handle.remove()
+    for _ in stream(model, words, SAID, max_new_tokens=100):
+        break
+    assert set(threading.enumerate()) == before
+    assert generate(model).tolist() == wanted
+
+
+def test_a_call_between_pieces_waits_for_the_answer(model: SiameseForCausalLM, words: PreTrainedTokenizerFast) -> None:
+    wanted, whole = generate(model).tolist(), "".join(stream(model, words, SAID, max_new_tokens=40))
+    assert len(whole.split()) == 40
+    pieces = stream(model, words, SAID, max_new_tokens=40)
+    first = next(pieces)
+    assert generate(model).tolist() == wanted
+    assert first + "".join(pieces) == whole
+
+
+def test_a_streams_own_stopping_criteria_hold(model: SiameseForCausalLM, words: PreTrainedTokenizerFast) -> None:
+    pieces = stream(model, words, SAID, max_new_tokens=40, stopping_criteria=[StopAfter(len(SAID.split()) + 3)])
+    assert len("".join(pieces).split()) == 3
+
+
+def test_a_stream_within_a_call_of_its_model_is_refused(
+    model: SiameseForCausalLM, words: PreTrainedTokenizerFast
+) -> None:
+    class Within(Recorder):
+        def put(self, value: Tensor) -> None:
+            list(stream(model, words, SAID, max_new_tokens=2))
+
+    with pytest.raises(InputError, match="a stream cannot be read within a call of its own model"):
+        generate(model, padded(PROMPTS[:1]), streamer=Within())
+
+
+def test_a_stream_that_is_forgotten_lets_the_program_end() -> None:
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_generation import SAID, stream, tiny_siamese, words
+pieces = stream(tiny_siamese("llama", "lora"), words.__wrapped__(), SAID, max_new_tokens=100)
+next(pieces)
+print("begun")
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "begun\n"

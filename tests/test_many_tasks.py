@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +15,17 @@ from oracle import assert_same
 from peft import LoraConfig, PrefixTuningConfig
 from prompts import padded, random_prompts
 from torch import Tensor
-from transformers import CompileConfig
-from zoo import METHODS, disturb, tiny_base, tiny_siamese
+from transformers import CompileConfig, GenerationConfig
+from zoo import METHODS, VOCAB, disturb, tiny_base, tiny_siamese
 
 from imsm import InputError, SiameseForCausalLM
+from imsm.building import saved_tensors
+from imsm.checkpoint import write_adapter
 from imsm.mixing import Recall
+from imsm.names import tensor_names
 from imsm.relevance import RelevanceHead, fit_relevance
 from imsm.routing import STORED, fit_router, negatives, pick, store
+from imsm.tasks import Task
 from imsm.training.border import fit_border, frozen_queries
 
 #: Tokens of which each task's prompts are made, and those of no task's.
@@ -227,6 +233,56 @@ def test_ways_of_decoding(settings: dict[str, Any]) -> None:
             )
 
 
+@pytest.mark.parametrize("source", ["an argument", "a configuration", "the model's configuration"])
+def test_rows_are_padded_alike_within_tasks_and_across_them(source: str) -> None:
+    """Without a padding token by the first that ends, as `generate` does."""
+    model = several()
+    prompts = PROMPTS[:-1]  # of the first task one alone, which is padded where tasks are put together
+    batch, free = padded(prompts), generate(model, prompts)
+    end = free[0][1]
+    ends, kwargs = {"eos_token_id": [end, VOCAB - 1]}, {"max_new_tokens": 6, "do_sample": False}
+    own = model.generation_config
+    own.pad_token_id, own.eos_token_id = None, 9
+    if source == "an argument":
+        own.pad_token_id = 9
+        found = model.generate(batch.ids, attention_mask=batch.mask, pad_token_id=None, **ends, **kwargs)
+    elif source == "a configuration":
+        found = model.generate(batch.ids, GenerationConfig(**ends, **kwargs), attention_mask=batch.mask)
+    else:
+        own.eos_token_id = ends["eos_token_id"]
+        found = model.generate(batch.ids, attention_mask=batch.mask, **kwargs)
+    stopped = [row[: row.index(end) + 1] if end in row else row for row in free]
+    assert [len(row) for row in stopped].count(6) < len(stopped) and len(stopped[0]) < 6
+    assert found[:, batch.ids.shape[1] :].tolist() == [row + [end] * (6 - len(row)) for row in stopped]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_beams": 2, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 3}],
+    ids=["greedy", "beams", "samples"],
+)
+def test_allowed_tokens_are_asked_for_by_a_prompts_place_in_the_batch(settings: dict[str, Any]) -> None:
+    """As with one task: by the number of the prompt, of sampled sequences by that of the sequence."""
+    model = several()
+    asked: list[tuple[int, list[int]]] = []
+
+    def allowed(place: int, ids: Tensor) -> list[int]:
+        asked.append((place, ids[: len(batch.ids[0])].tolist()))
+        return [2 * place + 1, 2 * place + 2]
+
+    batch = padded(PROMPTS)
+    for task in ("red", None):
+        asked.clear()
+        found = generate(model, PROMPTS, prefix_allowed_tokens_fn=allowed, task=task, max_new_tokens=2, **settings)
+        each = settings.get("num_return_sequences", 1)
+        assert len(found) == each * len(PROMPTS)
+        counted = each if "do_sample" in settings else 1
+        assert all(ids == batch.ids[place // counted].tolist() for place, ids in asked)
+        for row, answer in enumerate(found):
+            place = row if counted > 1 else row // each
+            assert set(answer) <= {2 * place + 1, 2 * place + 2}
+
+
 def test_compiled_decoding_says_the_same() -> None:
     model = several()
     compiled = {
@@ -234,6 +290,28 @@ def test_compiled_decoding_says_the_same() -> None:
         "compile_config": CompileConfig(mode="default", fullgraph=True, backend="aot_eager"),
     }
     assert generate(model, PROMPTS[:2], **compiled) == generate(model, PROMPTS[:2])
+
+
+def test_threads_do_not_take_each_others_tasks() -> None:
+    """Each with prompts of its own task, and of several, whatever the other's call has activated meanwhile."""
+    model = several()
+    calls = [spoken("red", 1, 5, 6, 7), spoken("green", 1, 5, 6, 7), PROMPTS[1:4]]
+    wanted = [generate(model, prompts) for prompts in calls]
+    found: list[list[Any]] = [[] for _ in calls]
+    owners: list[list[str | None]] = []
+
+    def ask(place: int) -> None:
+        for _ in range(5):
+            found[place].append(generate(model, calls[place]))
+            owners.append(model.find_tasks(input_ids=torch.tensor(calls[0])))
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[answer] * 5 for answer in wanted]
+    assert owners == [["red"]] * 15
 
 
 def test_the_dial_shifts_all_heads_alike() -> None:
@@ -294,6 +372,12 @@ def test_what_cannot_be_told() -> None:
         generate(model, PROMPTS, task="pink")
     with pytest.raises(InputError, match="no one answer for prompts of several tasks"):
         generate(model, PROMPTS, return_dict_in_generate=True)
+    with pytest.raises(InputError, match="no one answer for prompts of several tasks"):
+        generate(model, PROMPTS, generation_config=GenerationConfig(return_dict_in_generate=True))
+    model.generation_config.return_dict_in_generate = True
+    with pytest.raises(InputError, match="no one answer for prompts of several tasks"):
+        generate(model, PROMPTS)
+    assert len(generate(model, PROMPTS, return_dict_in_generate=False)) == len(PROMPTS)
     with pytest.raises(InputError, match="of several tasks one learns"):
         model.train()(ids, labels=ids)
     with pytest.raises(InputError, match="there is no task 'x'; there are default"):
@@ -381,6 +465,76 @@ def test_impossible_names(name: str) -> None:
     with pytest.raises(InputError, match="name"):
         model.add_task(name, LoraConfig(r=4))
     assert model.tasks == ["red"] and list(model.peft_model.peft_config) == ["red"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("1", "a number"),
+        ("2024", "a number"),
+        ("mlp", "which is one of model.layers.0.mlp;"),
+        ("model", "which is one of"),
+        ("layers", "which is one of"),
+        ("q_proj", "which is one of"),
+        ("weight", "which is one of"),
+        ("lora_A", "which is one of"),
+        ("base_model", "which is one of"),
+    ],
+)
+def test_names_by_which_peft_would_lose_weights(name: str, path: str) -> None:
+    base = tiny_base("llama")
+    with pytest.raises(InputError) as first:
+        SiameseForCausalLM.from_base(base, METHODS["lora"](base), task=name)
+    model = SiameseForCausalLM.from_base(base, METHODS["lora"](base), task="red")
+    model.set_relevance(RelevanceHead(64))
+    model.set_queries(torch.randn(20, 64))
+    with pytest.raises(InputError) as second:
+        model.add_task(name, METHODS["lora"](tiny_base("llama")))
+    assert model.tasks == ["red"] and list(model.peft_model.peft_config) == ["red"]
+    for refused in (first, second):
+        message = str(refused.value)
+        assert (
+            "a task's name must not be" in message and f"got {name!r}" in message and "give it another name" in message
+        )
+    assert path in str(first.value)
+
+
+METHODS_OF_SEVERAL = [name for name in METHODS if name not in ("adalora", "prefix_tuning")]
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SEVERAL)
+def test_the_files_of_adapters_are_whole_and_what_is_not_is_found(tmp_path: Path, method: str) -> None:
+    base = tiny_base("llama")
+    model = SiameseForCausalLM.from_base(base, METHODS[method](base), task="red")
+    adapters = model.peft_model
+    alone = tensor_names(adapters, "red")
+    adapters.add_adapter("green", METHODS[method](tiny_base("llama")))
+    for name in ("red", "green"):
+        (tmp_path / name).mkdir()
+        write_adapter(model, name, tmp_path / name)
+        assert saved_tensors(tmp_path / name) == alone
+    # The name of a layer, given behind our back.
+    adapters.add_adapter("1", METHODS[method](tiny_base("llama")))
+    lost = {name for name in alone if ".1." in name}
+    assert lost
+    (tmp_path / "lost").mkdir()
+    with pytest.raises(InputError) as refused:
+        write_adapter(model, "red", tmp_path / "lost")
+    message = f"peft would leave out {len(lost)} tensors of task 'red' when it saves them, such as {min(lost)}, because another"
+    assert message in str(refused.value) and "is a part of that: '1'; give it another name" in str(refused.value)
+    assert not any((tmp_path / "lost").iterdir())
+
+
+def test_a_task_before_whose_name_would_cost_the_new_one_weights() -> None:
+    """One of an older checkpoint, harmless until an adapter reaches the layers that it is called by."""
+    base, reach = tiny_base("llama"), LoraConfig(r=4, target_modules=["up_proj"])
+    model = SiameseForCausalLM.from_base(base, LoraConfig(r=4, target_modules=["q_proj"]), task="red")
+    model.place_task("mlp", LoraConfig(r=4, target_modules=["q_proj"]), Task(model.gate, None, None, {}), new=False)
+    learning = {id(p) for p in model.parameters() if p.requires_grad}
+    with pytest.raises(InputError, match=r"leave out 4 tensors of task 'green' .*'mlp'; .*imsm task rename"):
+        model.place_task("green", reach, Task(model.gate, None, None, {}))
+    assert model.tasks == list(model.peft_model.peft_config) == ["red", "mlp"]
+    assert {id(p) for p in model.parameters() if p.requires_grad} == learning
 
 
 def test_adapters_that_do_not_go_together_leave_the_model_as_it_was() -> None:

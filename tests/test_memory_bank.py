@@ -474,6 +474,19 @@ def test_two_processes_train_as_one(base_folder: str, tmp_path: Path) -> None:
     assert torch.equal(SiameseForCausalLM.from_pretrained(both)(ids).logits, logits[0])
 
 
+def test_two_processes_recompute_activations(base_folder: str, tmp_path: Path) -> None:
+    """A gate that learns after the adapter has no part in the adapter's training, where every gradient is waited for."""
+    settings = run_settings(base_folder, tmp_path)
+    dreams = DreamsConfig(count=16, prompt_tokens=12, answer_tokens=4, gate_steps=8)
+    settings |= {"batch_size": 4, "gate": "query_aware", "gradient_checkpointing": True, "dreams": dreams}
+    config = TrainConfig(**{**settings, "max_steps": 3}, output_dir=str(tmp_path / "both"))
+    (tmp_path / "both.yaml").write_text(to_yaml(config))
+    two_processes([sys.executable, "-m", "imsm_cli", "train", str(tmp_path / "both.yaml")])
+    assert sorted(losses(tmp_path / "both")) == [1, 2, 3]
+    gate = SiameseForCausalLM.from_pretrained(tmp_path / "both").gate
+    assert any(parameter.abs().sum() > 0 for parameter in gate.up.parameters())
+
+
 # -- auto, on, off ---------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +26,113 @@ def initialised(name: str) -> peft.LoraConfig:
     return config
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (lora(init_lora_weights="pissa"), "'pissa' rewrites base weights"),
-        (lora(init_lora_weights="pissa_niter_4"), "rewrites base weights"),
-        (lora(init_lora_weights="olora"), "'olora' rewrites base weights"),
-        (initialised("corda"), "'corda' rewrites base weights"),
-        (initialised("loftq"), "'loftq' rewrites base weights"),
-        (lora(bias="all"), "bias must be 'none', got 'all'"),
-        (lora(bias="lora_only"), "bias must be 'none', got 'lora_only'"),
-        (lora(modules_to_save=["lm_head"]), "changes the output head"),
-        (lora(target_modules=["q_proj", "lm_head"]), "changes the output head"),
-        (lora(target_modules=["nowhere"]), "peft cannot put this adapter into LlamaForCausalLM: Target modules"),
-        (
-            peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
-            "changes the sequence's length from 6 to 10",
-        ),
-        (
-            peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=8),
-            "changes the sequence's length from 6 to 10",
-        ),
-        ({"r": 4}, "must be a peft PeftConfig or an adapter's folder, got dict"),
-        ("nowhere/at/all", "'nowhere/at/all' is not a folder"),
-    ],
-)
+REFUSED: list[tuple[Any, str]] = [
+    (lora(init_lora_weights="pissa"), "'pissa' rewrites base weights"),
+    (lora(init_lora_weights="pissa_niter_4"), "rewrites base weights"),
+    (lora(init_lora_weights="olora"), "'olora' rewrites base weights"),
+    (initialised("corda"), "'corda' rewrites base weights"),
+    (initialised("loftq"), "'loftq' rewrites base weights"),
+    (lora(bias="all"), "bias must be 'none', got 'all'"),
+    (lora(bias="lora_only"), "bias must be 'none', got 'lora_only'"),
+    (lora(modules_to_save=["lm_head"]), "changes the output head"),
+    (lora(target_modules=["q_proj", "lm_head"]), "changes the output head"),
+    (lora(target_modules=["nowhere"]), "peft cannot put this adapter into LlamaForCausalLM: Target modules"),
+    (
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        "changes the sequence's length from 6 to 10",
+    ),
+    (
+        peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=8),
+        "changes the sequence's length from 6 to 10",
+    ),
+    ({"r": 4}, "must be a peft PeftConfig or an adapter's folder, got dict"),
+    ("nowhere/at/all", "'nowhere/at/all' is not a folder"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), REFUSED)
 def test_adapters(config: Any, message: str) -> None:
     with pytest.raises(InputError) as refused:
         SiameseForCausalLM.from_base(tiny_base("llama"), config)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+IDS = torch.arange(1, 7)[None]
+
+
+def state(base: torch.nn.Module) -> dict[str, Any]:
+    """What a refusal must leave alone."""
+    return {
+        "modules": [(name, module, module.training) for name, module in base.named_modules()],
+        "weights": [(name, id(parameter), parameter.requires_grad) for name, parameter in base.named_parameters()],
+        "attributes": set(vars(base)),
+        "hooks": [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in base.modules()],
+    }
+
+
+def other_shape(tmp_path: Path) -> str:
+    """A trained adapter on whose tensors peft fails when it has put its layers in already."""
+    peft.get_peft_model(tiny_base("llama"), lora(target_modules=["up_proj"], r=8)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "r": 4}))
+    return str(tmp_path)
+
+
+def other_layers(tmp_path: Path) -> str:
+    """A trained adapter that has more tensors than its settings say."""
+    peft.get_peft_model(tiny_base("llama"), lora()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(config for config, _ in REFUSED),
+        lora(target_modules=["q_proj", "embed_tokens", "lm_head"], modules_to_save=["norm"]),
+        peft.LNTuningConfig(target_modules=["lm_head", "norm"]),
+        other_shape,
+        other_layers,
+    ],
+)
+def test_after_a_refusal_the_base_is_as_it_was_and_takes_another_adapter(
+    config: Any, training: bool, tmp_path: Path
+) -> None:
+    base = tiny_base("llama").train(training)
+    base.model.embed_tokens.requires_grad_(False)
+    before, logits = state(base), base(IDS).logits
+    with pytest.raises(InputError):
+        SiameseForCausalLM.from_base(base, config(tmp_path) if callable(config) else config)
+    assert state(base) == before
+    assert torch.equal(base(IDS).logits, logits)
+    model = SiameseForCausalLM.from_base(base, lora()).eval()
+    assert torch.equal(model(IDS, force_gate=1.0).logits, logits)
+
+
+def test_trained_biases_are_taken_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base("qwen2")
+    before, logits = state(base), base(IDS).logits
+    with monkeypatch.context() as patch:
+        patch.setattr("imsm.building.refuse_settings", lambda *args, **kwargs: None)
+        with pytest.raises(InputError, match="trains the base weight"):
+            SiameseForCausalLM.from_base(base, lora(bias="all"))
+    assert state(base) == before and torch.equal(base(IDS).logits, logits)
+    SiameseForCausalLM.from_base(base, lora())
+
+
+@pytest.mark.parametrize("modules", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
+def test_a_base_whose_weights_were_rewritten_is_not_taken_for_the_plain_one(
+    modules: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imsm.building.REWRITING_INITIALISATIONS", ("no such thing",))
+    base = tiny_base("llama")
+    with pytest.raises(InputError, match="load the base again|changes the output head"):
+        SiameseForCausalLM.from_base(base, lora(init_lora_weights="pissa", target_modules=modules))
+    with pytest.raises(InputError, match="already carries an adapter"):
+        SiameseForCausalLM.from_base(base, lora())
 
 
 def test_an_initialisation_that_rewrites_weights_is_found_by_running_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import CompileConfig
 from zoo import ARCHITECTURES, tiny_base, tiny_siamese
 
-from imsm import GATES, InputError, SiameseForCausalLM
+from imsm import GATES, InputError, SiameseForCausalLM, TwinCache
 from imsm.clusters import clusters
 from imsm.data.turns import turn_opener
 from imsm.gates import Dial
@@ -373,24 +374,80 @@ def test_the_last_turn_alone() -> None:
     assert last_turns(ids[1:], mask[1:].bool(), OPENER) is None
 
 
-def test_each_turn_is_decided_anew() -> None:
-    """What came before has no say in whose the last turn is, and all of it in what is said."""
+WORDS = [[3, 4, 5], [20, 9, 33], [41, 2, 17, 8], [50, 51], [11, 30], [25, 26, 27]]
+
+
+def talker() -> tuple[SiameseForCausalLM, list[bool]]:
+    """A model whose head reads the last turn alone, and which of `WORDS` as a turn it leaves to the base model."""
     model = with_head("tuned")
-    words = [[3, 4, 5], [20, 9, 33], [41, 2, 17, 8], [50, 51], [11, 30], [25, 26, 27]]
-    prompts = [conversation([turn]) for turn in words]
     with torch.no_grad():
         assert model.relevance is not None
-        logits = torch.stack([model.relevance(query_of(model, prompt)) for prompt in prompts]).flatten()
+        logits = torch.stack([model.relevance(query_of(model, conversation([turn]))) for turn in WORDS]).flatten()
         model.relevance.bias -= logits.median() + 1e-3
-        leave = [bool(logit - logits.median() - 1e-3 > 0) for logit in logits]
     model.set_relevance(model.relevance, [0], OPENER)
+    leave = [bool(logit - logits.median() - 1e-3 > 0) for logit in logits]
     assert len(set(leave)) == 2
-    for before in words[:2]:
-        talks = [conversation([before, turn]) for turn in words]
+    return model, leave
+
+
+def test_each_turn_is_decided_anew() -> None:
+    """What came before has no say in whose the last turn is, and all of it in what is said."""
+    model, leave = talker()
+    for before in WORDS[:2]:
+        talks = [conversation([before, turn]) for turn in WORDS]
         wanted = [generate(model, [talk], force_gate=float(base))[0] for talk, base in zip(talks, leave, strict=True)]
         assert generate(model, talks) == wanted == generate(model, talks, use_cache=False)
         assert [generate(model, [talk])[0] for talk in talks] == wanted
         assert generate(model, talks, cache_implementation="static") == wanted
+
+
+@pytest.mark.parametrize("before", WORDS[:2])
+def test_a_turn_is_decided_alike_however_it_is_read(before: list[int]) -> None:
+    """In chunks, behind what a cache holds, moved about in it, or as the query of a label."""
+    model, leave = talker()
+    for turn, base in zip(WORDS, leave, strict=True):
+        talk, first = conversation([before, turn]), conversation([before])
+        wanted = generate(model, [talk], force_gate=float(base))
+        assert generate(model, [talk], prefill_chunk_size=4) == wanted
+        for spare in ([], [5, 5]):
+            cache = TwinCache()
+            with torch.no_grad():
+                model(torch.tensor([first + spare]), past_key_values=cache)
+            if spare:
+                cache.crop(-len(spare))
+                cache.batch_repeat_interleave(2)
+                cache.batch_select_indices(torch.tensor([1]))
+            assert generate(model, [talk], past_key_values=cache) == wanted
+        ids = torch.tensor([[*talk, 40, 41]])
+        labels, mask = ids.clone(), torch.ones_like(ids)
+        labels[:, : len(talk)], mask[:, len(talk) :] = -100, 0
+        with torch.no_grad():
+            losses = [
+                model(ids, labels=labels, **how).loss
+                for how in ({}, {"prompt_mask": mask}, {"force_gate": float(base)})
+            ]
+        assert_same(losses[0], losses[2])
+        assert_same(losses[1], losses[2])
+
+
+def test_a_settled_cache_says_why_a_stream_is_missing() -> None:
+    model, _ = talker()
+    for turn in WORDS:
+        found = model.generate(
+            torch.tensor([conversation([turn])]), max_new_tokens=2, pad_token_id=0, return_dict_in_generate=True
+        )
+        with pytest.raises(InputError, match="holds one stream alone, .* start the next turn from a fresh cache"):
+            model(
+                torch.tensor([[3]]), past_key_values=found.past_key_values.begin_answer(None) or found.past_key_values
+            )
+
+
+def test_a_deep_copy_has_a_head_of_its_own() -> None:
+    model = with_head("query_aware")
+    twin = copy.deepcopy(model)
+    ids = torch.tensor(PROMPTS[:1])
+    with torch.no_grad():
+        assert torch.equal(twin(ids).logits, model(ids).logits)
 
 
 def test_the_opener_comes_from_the_template(tokenizer: Any, plain_tokenizer: Any, with_template: Any) -> None:

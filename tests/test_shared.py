@@ -10,6 +10,7 @@ import torch
 from oracle import assert_same
 from prompts import padded, random_prompts
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CompileConfig, DynamicCache, StaticCache
 from zoo import METHODS, disturb, tiny_base, tiny_siamese
 
@@ -391,3 +392,33 @@ def test_only_the_shared_view_folds() -> None:
     model.base.set_attn_implementation("eager")
     assert model.streams._view("shared").model.layers[0].self_attn.config._attn_implementation == "eager"
     assert_same(memories(model, "shared"), memories(model, "two"), 1e-4)
+
+
+def test_autocast_on_few_rows() -> None:
+    """In place nothing is added to what autocast has made of another dtype."""
+    model = siamese(peft.LoraConfig(r=4, target_modules="all-linear"))
+    ids = torch.tensor([[5, 9, 3]])
+    found = []
+    for passes in ("shared", "two"):
+        model.passes = passes  # type: ignore[assignment]
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(model.generate(ids, **GREEDY))
+            found.append(model(ids, labels=ids).loss)
+    assert torch.equal(found[0], found[2])
+    assert_same(found[1], found[3], 1e-2)
+
+
+@pytest.mark.parametrize("passes", ["shared", "two"])
+def test_layers_on_another_device_than_the_head(passes: Any) -> None:
+    """What is known of a GPU's tensors without one: memories that come from there meet none of the head's as they are."""
+    model = siamese(peft.LoraConfig(r=4, target_modules="all-linear"))
+    model.passes = passes
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                held.update({name: torch.empty_like(value) for name, value in held.items() if value is not None})
+        model.base.lm_head.register_forward_pre_hook(lambda head, args: (args[0].to("cuda:0"),), prepend=True)
+        ids = torch.zeros(2, 6, dtype=torch.long)
+        for kwargs in ({}, {"prompt_length": 6}, {"prompt_mask": ids}, {"output_memories": True, "output_gate": True}):
+            with torch.no_grad():
+                assert model(ids, torch.ones_like(ids), **kwargs).logits.device.type == "cpu"

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from test_many_tasks import NAMES, OWNERS, PROMPTS, alone, generate, several
 from zoo import tiny_base
 
 from imsm import InputError, SiameseConfig, SiameseForCausalLM
+from imsm.relevance import RelevanceHead
+from imsm_cli import main
 
 
 def load(folder: Path) -> SiameseForCausalLM:
     return SiameseForCausalLM.from_pretrained(folder, base=tiny_base("llama"))
+
+
+def load_tasks(folder: Path) -> list[str]:
+    return list(json.loads((folder / "config.json").read_text())["tasks"])
 
 
 def files(folder: Path) -> set[str]:
@@ -166,3 +174,87 @@ def test_what_is_saved_is_what_one_task_saves(tmp_path: Path) -> None:
     for file in ("adapter_model.safetensors", "gate.safetensors", "relevance.safetensors"):
         ours, theirs = load_file(tmp_path / "model/tasks/green" / file), load_file(tmp_path / "green" / file)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "after"),
+    [([5], [5, 9], [5, 9]), (5, 9, [5, 9]), ([9, 5], 5, [9, 5]), (None, 9, 9), (5, None, 5), (None, None, None)],
+)
+def test_an_imported_task_stops_where_it_did(tmp_path: Path, ours: Any, theirs: Any, after: Any) -> None:
+    folders = tmp_path / "red", tmp_path / "green"
+    for folder, ends in zip(folders, (ours, theirs), strict=True):
+        model = several(names=[folder.name])
+        model.generation_config.update(eos_token_id=ends, repetition_penalty=1.5 if folder.name == "red" else 1.25)
+        model.save_pretrained(folder)
+    assert main(["task", "import", *map(str, folders)]) == 0
+    loaded = load(folders[0])
+    assert loaded.tasks == ["red", "green"]
+    assert loaded.generation_config.eos_token_id == after and loaded.generation_config.repetition_penalty == 1.5
+    assert load(folders[1]).generation_config.eos_token_id == theirs
+
+
+def test_an_import_into_a_folder_without_generation_settings_takes_the_others(tmp_path: Path) -> None:
+    for name in ("red", "green"):
+        model = several(names=[name])
+        model.generation_config.eos_token_id = [5, 9]
+        model.save_pretrained(tmp_path / name)
+    settings = tmp_path / "red/generation_config.json"
+    settings.write_text("{")
+    assert main(["task", "import", str(tmp_path / "red"), str(tmp_path / "green")]) == 2
+    assert load_tasks(tmp_path / "red") == ["red"]
+    settings.unlink()
+    assert main(["task", "import", str(tmp_path / "red"), str(tmp_path / "green")]) == 0
+    assert load(tmp_path / "red").generation_config.eos_token_id == [5, 9]
+
+
+def called(folder: Path, old: str, new: str) -> None:
+    """Gives a task that is not the first another name, as was once possible with any."""
+    (folder / "tasks" / old).rename(folder / "tasks" / new)
+    config = json.loads((folder / "config.json").read_text())
+    config["tasks"] = [new if name == old else name for name in config["tasks"]]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_names_by_which_peft_would_lose_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both, other = tmp_path / "both", tmp_path / "other"
+    model = several(names=["red", "green"])
+    model.save_pretrained(both)
+    several(names=["blue"]).save_pretrained(other)
+    before = {path: path.read_bytes() for path in both.rglob("*") if path.is_file()}
+    for name, why in (
+        ("1", "a number"),
+        ("77", "a number"),
+        ("mlp", "one of"),
+        ("model", "one of"),
+        ("lora_A", "one of"),
+    ):
+        for verb in (["rename", str(both), "green", name], ["import", str(both), str(other), "--as", name]):
+            assert main(["task", *verb]) == 2
+            said = capsys.readouterr().err
+            assert "a task's name must not be" in said and why in said and f"got {name!r}" in said
+    assert {path: path.read_bytes() for path in both.rglob("*") if path.is_file()} == before
+    # In a folder from before such names were refused it is said when it is loaded, and can be put right.
+    called(both, "green", "1")
+    with pytest.raises(InputError, match=r"of task 'red' .*'1'; give it another name .*imsm task rename"):
+        load(both)
+    assert main(["task", "import", str(both), str(other)]) == 2
+    assert "got '1', which is one of" in capsys.readouterr().err
+    assert main(["task", "rename", str(both), "1", "green"]) == 0
+    assert generate(load(both), PROMPTS) == generate(model, PROMPTS)
+
+
+def test_an_older_name_that_costs_nothing_is_loaded(tmp_path: Path) -> None:
+    base = tiny_base("llama")
+    model = SiameseForCausalLM.from_base(base, LoraConfig(r=4, target_modules=["q_proj"]), task="red").eval()
+    model.set_relevance(RelevanceHead(64))
+    model.set_queries(torch.randn(20, 64))
+    model.save_pretrained(tmp_path / "one")
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    (tmp_path / "one/config.json").write_text(json.dumps({**config, "tasks": ["model"]}))
+    assert load(tmp_path / "one").tasks == ["model"]
+    model.add_task("green", LoraConfig(r=4, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "two")
+    called(tmp_path / "two", "green", "mlp")
+    loaded = load(tmp_path / "two")
+    loaded.save_pretrained(tmp_path / "again")
+    assert load(tmp_path / "again").tasks == ["red", "mlp"]

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
 from imsm.generation import answers
 from imsm.training import run as runs
+from imsm.training.models import make_trainer
 from imsm_cli import main
 
 RECORDS = {
@@ -148,6 +149,29 @@ def test_a_continuation_that_was_cut_is_resumed(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_what_learns_has_a_gradient(
+    settings: Callable[..., TrainConfig], trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first phase, on a checkpoint with another task; after both the gate may learn again."""
+    idle: list[str] = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            idle.extend(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+
+    def watched(*args: Any) -> Any:
+        trainer = make_trainer(*args)
+        trainer.add_callback(Watch)
+        assert not any(p.requires_grad for p in trainer.siamese.gate.parameters())
+        return trainer
+
+    monkeypatch.setattr(runs, "make_trainer", watched)
+    result = train(settings("capitals", tmp_path / "out", trained[0], gate="query_aware", max_steps=2))
+    assert idle == []
+    learning = list(result.model.gate.parameters())  # type: ignore[union-attr]
+    assert learning and all(p.requires_grad for p in learning)
+
+
 def test_continuations_that_cannot_be(
     settings: Callable[..., TrainConfig], trained: list[Path], tmp_path: Path, base_folder: str
 ) -> None:
@@ -164,6 +188,24 @@ def test_continuations_that_cannot_be(
     ):
         with pytest.raises(InputError, match=message):
             train(settings("capitals", tmp_path / "new", source, **changes))
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["1", "mlp", "model", "embed_tokens", "lora", "a b"])
+def test_a_name_is_refused_before_anything_is_dreamt(
+    settings: Callable[..., TrainConfig],
+    trained: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    def too_late(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(runs, "sampled_dreams", too_late)
+    for before in (None, trained[0]):
+        with pytest.raises(InputError, match=r"a task's name must .*got '"):
+            train(settings("words", tmp_path / "new", before, task=name))
         assert not (tmp_path / "new").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
+from zoo import tiny_siamese
 
-from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
+from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, SiameseTrainer, TrainConfig, train
 from imsm.settings import read_yaml, to_yaml
 from imsm.training.run import adapter_config, steps
 
@@ -94,6 +96,15 @@ def test_gate_and_adapter_have_their_own_learning_rates(settings: dict[str, Any]
 def test_settings_run(settings: dict[str, Any], change: dict[str, Any]) -> None:
     result = train(TrainConfig(**{**settings, **change, "max_steps": 3}))
     assert result.metrics["steps"] == 3
+
+
+def test_the_model_is_the_checkpoint_after_bf16(settings: dict[str, Any]) -> None:
+    """The autocast of training is no part of it, the decorators of its own forward are."""
+    model = train(TrainConfig(**{**settings, "bf16": True, "max_steps": 3})).model
+    ids = torch.arange(1, 9)[None]
+    loaded = SiameseForCausalLM.from_pretrained(settings["output_dir"])
+    assert torch.equal(model(ids).logits, loaded(ids).logits)
+    assert not {"forward", "_original_forward"} & set(vars(model))
 
 
 def test_accumulated_small_batches_train_as_one_large_batch(settings: dict[str, Any]) -> None:
@@ -205,6 +216,66 @@ def test_a_failed_checkpoint_leaves_the_one_before(settings: dict[str, Any], mon
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
     monkeypatch.setattr(module, "save_file", real)
     assert train(TrainConfig(**{**settings, "resume": True})).metrics["steps"] == 12
+
+
+def test_one_process_uses_one_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`Trainer` would run copies of the model in threads, each of which writes what the others read."""
+    model = tiny_siamese("llama", "lora", "query_aware")
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3, use_cpu=True, report_to=[])
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 2
+    trainer = SiameseTrainer(model, arguments)
+    assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (1, 3)
+    assert trainer._wrap_model(model) is model
+    assert "one of 2 GPUs is used; to use all, start with torchrun --nproc-per-node 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"epochs": 0.6}, {"epochs": 1.0}])
+def test_a_finished_training_is_not_trained_on(settings: dict[str, Any], length: dict[str, Any]) -> None:
+    """Of 6 steps an epoch: what a resume does is the end alone, however often."""
+    settings |= {"schedule": "constant", **length}
+    whole = train(TrainConfig(**settings))
+    expected = {name: x.clone() for name, x in whole.model.state_dict().items()}
+    for _ in range(2):
+        resumed = train(TrainConfig(**settings, resume=True))
+        assert resumed.metrics["steps"] == whole.metrics["steps"] == len(losses(whole.folder))
+        assert resumed.metrics["loss"] == whole.metrics["loss"]
+        assert all(torch.equal(x, expected[name]) for name, x in resumed.model.state_dict().items())
+    ids = torch.arange(1, 9)[None]
+    assert torch.equal(SiameseForCausalLM.from_pretrained(whole.folder)(ids).logits, whole.model(ids).logits)
+
+
+def test_a_resumed_run_trains_on_the_same_data(settings: dict[str, Any], data_file: str, tmp_path: Path) -> None:
+    text = Path(data_file).read_text()
+    data = tmp_path / "own.jsonl"
+    data.write_text(text)
+    settings |= {"data": DataConfig(train=str(data), max_length=64), "save_steps": 4}
+    train(TrainConfig(**settings))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-12")
+    resuming = TrainConfig(**settings, resume=True)
+    data.write_text(text + text)
+    with pytest.raises(InputError, match=r"steps: 12, now 24; data: .*data\.train and the number of processes"):
+        train(resuming)
+    data.write_text(text.replace("7 plus 7 is", "7 plus 7 are"))
+    with pytest.raises(InputError, match=r"another plan \(data: other examples than now\)"):
+        train(resuming)
+    kept = tmp_path / "run" / "checkpoint-8" / "plan.json"
+    plan = kept.read_text()
+    data.write_text(text)
+    kept.write_text(json.dumps({**json.loads(plan), "processes": 2}))
+    with pytest.raises(InputError, match=r"another plan \(processes: 2, now 1\)"):
+        train(resuming)
+    kept.write_text("no plan")
+    with pytest.raises(InputError, match=r"checkpoint-8 cannot be resumed.*; delete it to resume from the one before"):
+        train(resuming)
+    kept.write_text(plan)
+    assert train(resuming).metrics["steps"] == 12
+
+
+def test_a_checkpoint_of_before_has_no_plan(settings: dict[str, Any], tmp_path: Path) -> None:
+    train(TrainConfig(**settings))
+    (tmp_path / "run" / "checkpoint-12" / "plan.json").unlink()
+    assert train(TrainConfig(**settings, resume=True)).metrics["steps"] == 12
 
 
 def test_steps() -> None:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.config import DEFAULT_TASK
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch
+from imsm.names import model_paths, refuse_lost, refuse_name, refuse_new, tensor_names
 from imsm.probe import probe, probe_inputs, reference_memory
 from imsm.shared import without_adapter
 from imsm.streams import Streams, head_shape, output_head
 
 #: peft's own two files.
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+#: What a tokenizer is saved as.
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
 #: Initialisations that move a part of the base weights into the adapter. The probe would find them too, but only after
 #: the weights in memory are changed.
 REWRITING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -62,7 +64,11 @@ def load_base(
 
 
 def attach_adapter(
-    base: PreTrainedModel, peft_config: PeftConfig | str | os.PathLike[str], name: str = DEFAULT_TASK
+    base: PreTrainedModel,
+    peft_config: PeftConfig | str | os.PathLike[str],
+    name: str = DEFAULT_TASK,
+    *,
+    new: bool = True,
 ) -> Streams:
     """Puts an adapter into `base` (in place), checks that both streams work, and finds out whether they share passes.
 
@@ -70,9 +76,11 @@ def attach_adapter(
         base: the plain base model.
         peft_config: a peft configuration, or the folder or Hub name of a trained adapter.
         name: what peft is to call it.
+        new: the name is not one of a checkpoint, so it can be refused for what might come to be saved beside it.
 
     Raises:
-        InputError: with the reason why base and adapter cannot make a siamese model.
+        InputError: with the reason why base and adapter cannot make a siamese model; the base is as it was then, unless the
+            adapter changed its weights.
     """
     output_head(base)
     folder = None
@@ -81,41 +89,80 @@ def attach_adapter(
         peft_config = read_adapter_config(folder)
     refuse_settings(peft_config, loaded=folder is not None)
     refuse_name(name, peft_config)
+    if new:
+        refuse_new(name, model_paths(base))
     own = {id(parameter) for parameter in base.parameters()}
     reference = None if _on_meta(base) else reference_memory(base)
     was_training = base.training
-    if folder is not None:
-        # peft refuses to load these for training; their prompt is made trainable below.
-        peft_model = load_adapter(base, folder, trainable=not peft_config.is_prompt_learning, name=name)
-    else:
-        with _refusals(base):
-            peft_model = get_peft_model(base, peft_config, adapter_name=name)  # type: ignore[assignment]
-    if not isinstance(peft_model, PeftModel):
-        raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
-    if folder is not None:
-        refuse_other_tensors(peft_model, folder, name)
-        if peft_config.is_prompt_learning:
-            for parameter in peft_model.parameters():
-                parameter.requires_grad_(id(parameter) not in own)
-    _refuse_trained_base(peft_model, own)
-    streams = Streams(peft_model)
-    if reference is not None:
-        try:
-            probe(streams, own, reference)
-        except InputError:
-            streams.tap.remove()
-            raise
-        streams.train(was_training)
+    with _given_back(base, reference):
+        if folder is not None:
+            # peft refuses to load these for training; their prompt is made trainable below.
+            peft_model = load_adapter(base, folder, trainable=not peft_config.is_prompt_learning, name=name)
+        else:
+            with _refusals(base):
+                peft_model = get_peft_model(base, peft_config, adapter_name=name)  # type: ignore[assignment]
+        if not isinstance(peft_model, PeftModel):
+            raise InputError(f"mixed adapters are not supported, got a {type(peft_model).__name__}")
+        if new:
+            refuse_new(name, tensor_names(peft_model, name))
+        if folder is not None:
+            refuse_other_tensors(peft_model, folder, name)
+            if peft_config.is_prompt_learning:
+                for parameter in peft_model.parameters():
+                    parameter.requires_grad_(id(parameter) not in own)
+        _refuse_trained_base(peft_model, own)
+        streams = Streams(peft_model)
+        if reference is not None:
+            try:
+                probe(streams, own, reference)
+            except InputError:
+                streams.tap.remove()
+                raise
+            streams.train(was_training)
     return streams
 
 
-def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[str], name: str) -> None:
+@contextmanager
+def _given_back(base: PreTrainedModel, reference: Tensor | None) -> Iterator[None]:
+    """Within: what peft puts into `base` is taken out again on an `InputError`.
+
+    Not peft's `unload`: where peft itself fails half-way there is nothing yet to call it on. What changed base weights stays
+    in, so that the model is not taken for the plain base the next time.
+    """
+    learning, was_training = {id(p) for p in base.parameters() if p.requires_grad}, base.training
+    attributes = set(vars(base))
+    try:
+        yield
+    except InputError:
+        put = [
+            (parent, name, layer, bare)
+            for parent in base.modules()
+            for name, layer in parent._modules.items()
+            if layer is not None and (bare := without_adapter(layer)) is not None
+        ]
+        for parent, name, _, bare in put:
+            setattr(parent, name, bare)
+        for name in set(vars(base)) - attributes:
+            delattr(base, name)
+        for parameter in base.parameters():
+            parameter.requires_grad_(id(parameter) in learning)
+        base.train(was_training)
+        if reference is not None and not torch.equal(reference_memory(base), reference):
+            for parent, name, layer, _ in put:
+                setattr(parent, name, layer)
+        raise
+
+
+def add_adapter(
+    streams: Streams, peft_config: PeftConfig | str | os.PathLike[str], name: str, *, new: bool = True
+) -> None:
     """Puts a further adapter beside those that are there, and checks it alike. It is the active one then, and alone learns.
 
     Args:
         streams: whose adapters are left as they are, and learn no more.
         peft_config: a peft configuration, or the folder or Hub name of a trained adapter.
         name: what peft is to call it.
+        new: as for `attach_adapter`.
 
     Raises:
         InputError: with the reason why it cannot be put there; it is not there then.
@@ -127,6 +174,8 @@ def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[st
         peft_config = read_adapter_config(folder)
     refuse_settings(peft_config, loaded=folder is not None)
     refuse_name(name, peft_config, list(peft_model.peft_config))
+    if new:
+        refuse_new(name, model_paths(peft_model))
     if streams.prefix_length or peft_config.is_prompt_learning:
         raise InputError(
             f"a model of several tasks needs adapters in its layers, got {getattr(peft_config.peft_type, 'value', '')}; "
@@ -151,6 +200,8 @@ def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[st
         for parameter in peft_model.parameters():
             parameter.requires_grad_(id(parameter) not in own and parameter.is_floating_point())
         streams.adapters_changed()
+        for one in peft_model.peft_config:
+            refuse_lost(peft_model, one)
         if folder is not None:
             refuse_other_tensors(peft_model, folder, name)
         head = streams.base.get_output_embeddings()
@@ -175,22 +226,6 @@ def add_adapter(streams: Streams, peft_config: PeftConfig | str | os.PathLike[st
         raise
     finally:
         streams.train(was_training)
-
-
-def refuse_name(name: str, config: PeftConfig, taken: Sequence[str] = ()) -> None:
-    """Raises `InputError` for what cannot be the name of a task: of its folder, and of its adapter in peft."""
-    if (
-        not isinstance(name, str)
-        or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)
-        or hasattr(nn.ModuleDict, name)
-    ):
-        raise InputError(f"a task's name must be letters, digits, - and _, and no word of torch's, got {name!r}")
-    if name in taken:
-        raise InputError(f"there is a task {name!r} already; give another name, or remove that one first")
-    kind: Any = config.peft_type
-    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(kind) or ""
-    if name in prefix:
-        raise InputError(f"a task's name must not be a part of {prefix!r}, by which peft finds weights, got {name!r}")
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False, name: str = DEFAULT_TASK) -> PeftModel:
@@ -223,12 +258,12 @@ def _refusals(base: PreTrainedModel) -> Iterator[None]:
 
 
 def fetch_adapter(name: str | os.PathLike[str]) -> Path:
-    """The folder of a trained adapter; from the Hub its two files alone are fetched.
+    """The folder of a trained adapter; from the Hub its two files, and its tokenizer's, alone are fetched.
 
     Raises:
         InputError: it is missing, incomplete, or its weights are pickled.
     """
-    folder = fetch(name, (ADAPTER_CONFIG, ADAPTER), "adapter", {})
+    folder = fetch(name, (ADAPTER_CONFIG, ADAPTER, *TOKENIZER), "adapter", {})
     if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"{folder} holds no adapter: {ADAPTER_CONFIG} is missing")
     if not (folder / ADAPTER).is_file():
@@ -236,6 +271,27 @@ def fetch_adapter(name: str | os.PathLike[str]) -> Path:
             f"{folder} holds no weights that can be read safely: {ADAPTER} is missing (pickles are not read)"
         )
     return folder
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether an adapter or checkpoint brings a tokenizer, which then takes the place of its base's."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def refuse_unembedded(
+    tokenizer: PreTrainedTokenizerBase, rows: int, folder: Path, own: Callable[[], PreTrainedTokenizerBase]
+) -> None:
+    """Raises `InputError` if the tokenizer in an adapter's folder has tokens beyond the base model's `rows` embeddings.
+
+    `own` loads the base's tokenizer: what that has beyond the embeddings, such as those of pictures, may be there.
+    """
+    more = {token for token, place in tokenizer.get_vocab().items() if place >= rows}
+    if more and (more := more - set(own().get_vocab())):
+        raise InputError(
+            f"the tokenizer in {folder} has tokens that the base model does not embed: {len(more)} beyond its {rows}, such "
+            f"as {min(more)!r}; give the base model that the adapter was trained on, or take the tokenizer's files out of "
+            "the folder to use the base's"
+        )
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:
@@ -250,14 +306,22 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {first_line(error)}") from error
 
 
-def refuse_other_tensors(peft_model: PeftModel, folder: Path, name: str = DEFAULT_TASK) -> None:
-    """Raises `InputError` if the adapter's file lacks tensors that the model has, or the other way round."""
+def saved_tensors(folder: Path) -> set[str]:
+    """The names of the tensors in an adapter's file.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         with safe_open(folder / ADAPTER, framework="pt") as file:
-            saved = set(file.keys())
+            return set(file.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / ADAPTER} is damaged: {first_line(error)}") from error
-    own = set(get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False))
+
+
+def refuse_other_tensors(peft_model: PeftModel, folder: Path, name: str = DEFAULT_TASK) -> None:
+    """Raises `InputError` if the adapter's file lacks tensors that the model has, or the other way round."""
+    saved, own = saved_tensors(folder), tensor_names(peft_model, name)
     if saved != own:
         example = sorted(saved ^ own)[0]
         raise InputError(

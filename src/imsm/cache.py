@@ -55,6 +55,8 @@ class TwinCache(Cache):
         #: The frozen memory of the last token before those of `_last`; None without a head.
         self._end: Tensor | None = None
         self._rows: int | None = None
+        #: Ids and mask, each (B, seen), of the tokens held; None without a head, or where they are not all known.
+        self._said: tuple[Tensor, Tensor] | None = None
 
     @property
     def parts(self) -> list[Cache]:
@@ -83,6 +85,11 @@ class TwinCache(Cache):
                 self.split(base, tuned)
             return
         if (base and self.base is None) or (tuned and self.tuned is None):
+            if self.settles:
+                raise InputError(
+                    "this cache holds one stream alone, since the answer that `generate` filled it for needed no other; "
+                    "start the next turn from a fresh cache, or give `generate` one of your own (imsm.TwinCache())"
+                )
             raise InputError(
                 "this cache was filled with force_gate and lacks a stream; continue with the same force_gate, or start "
                 "from a fresh cache"
@@ -132,12 +139,28 @@ class TwinCache(Cache):
         """Forget the last answer's query: the next one is pooled over the sequence's first `prompt_length` tokens."""
         self.prompt_length, self.query, self.sole = prompt_length, None, None
 
-    def record(self, base: Tensor | None, tuned: Tensor | None, attended: Tensor, *, for_head: bool = False) -> None:
+    def conversation(self, ids: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens held and `ids` (B, T) behind them, and which of all of these are a prompt's, given `inside` (B, T)."""
+        if self._said is None:
+            return ids, inside
+        return torch.cat([self._said[0], ids], dim=1), torch.cat([self._said[1], inside], dim=1)
+
+    def record(
+        self,
+        base: Tensor | None,
+        tuned: Tensor | None,
+        attended: Tensor,
+        ids: Tensor | None = None,
+        *,
+        for_head: bool = False,
+    ) -> None:
         """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding.
 
-        `for_head`: there is a relevance head, which alone reads what the memory was at the last token.
+        `for_head`: there is a relevance head, which alone reads what the memory was at the last token, and the `ids` (B, T).
         """
         self._rows = attended.shape[0]
+        known = for_head and ids is not None and (self.seen == 0 or self._said is not None)
+        self._said = self.conversation(ids.to(attended.device), attended) if known and ids is not None else None
         if self.seen > 0 and self.running is None:
             # A crop undid more than the last step: the mean over the whole sequence is no longer known.
             self.seen += attended.shape[1]
@@ -210,7 +233,7 @@ class TwinCache(Cache):
     def reset(self) -> None:
         for part in self.parts:
             part.reset()
-        self.seen, self.running, self._last, self._end, self._rows = 0, None, None, None, None
+        self.seen, self.running, self._last, self._end, self._rows, self._said = 0, None, None, None, None, None
         self.task = None
         self.begin_answer(None)
 
@@ -223,6 +246,8 @@ class TwinCache(Cache):
             part.crop(tokens_to_remove)
         removed = abs(tokens_to_remove)
         self.seen -= removed
+        if self._said is not None:
+            self._said = (self._said[0][:, : self.seen], self._said[1][:, : self.seen])
         if self.prompt_length is not None and self.seen < self.prompt_length:
             self.begin_answer(None)
         if removed == 0 or self.running is None:
@@ -287,6 +312,9 @@ class TwinCache(Cache):
             base, tuned, attended = self._last
             self._last = (pick(base), pick(tuned), attended.index_select(0, rows.to(attended.device)))
         self._end = pick(self._end)
+        if self._said is not None:
+            ids, mask = self._said
+            self._said = (ids.index_select(0, rows.to(ids.device)), mask.index_select(0, rows.to(mask.device)))
 
     @property
     def is_compileable(self) -> bool:

@@ -33,6 +33,7 @@ from imsm.config import FORMAT_VERSION, ONE_TASK, SiameseConfig
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch, staged
 from imsm.gates import build_gate
+from imsm.names import refuse_lost
 from imsm.relevance import RelevanceHead
 from imsm.routing import Router
 from imsm.tasks import OWN, Task
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from imsm.model import SiameseForCausalLM
 
 CONFIG, GATE, RELEVANCE, CARD = "config.json", "gate.safetensors", "relevance.safetensors", "README.md"
+#: transformers' own, of how answers are made and where they end.
+GENERATION = "generation_config.json"
 #: Of a task's stored queries; of several tasks; of the folder of those but the first, and their settings.
 QUERIES, ROUTER, TASKS, TASK = "queries.safetensors", "router.safetensors", "tasks", "task.json"
 #: What every task's settings hold as the model's do.
@@ -122,11 +125,15 @@ def write_adapter(model: SiameseForCausalLM, name: str, folder: Path, *, with_ca
     """Writes peft's two files of one adapter, and its model card if asked for, right into a folder that is there.
 
     It does not matter what peft calls the adapter.
+
+    Raises:
+        InputError: peft left out some of its weights; nothing is written then.
     """
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         # "auto" would ask the Hub whether the embeddings were resized; base weights are never saved here.
         model.peft_model.save_pretrained(temporary, save_embedding_layers=False, selected_adapters=[name])
         (written,) = Path(temporary).rglob(ADAPTER_CONFIG)
+        refuse_lost(model.peft_model, name, building.saved_tensors(written.parent))
         for file in (ADAPTER_CONFIG, ADAPTER):
             os.replace(written.with_name(file), folder / file)
         if with_card:
@@ -222,7 +229,7 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
     """
     folder = fetch(
         name,
-        (*REQUIRED, RELEVANCE, QUERIES, ROUTER, f"{TASKS}/*", "generation_config.json", LORAMOE),
+        (*REQUIRED, RELEVANCE, QUERIES, ROUTER, f"{TASKS}/*", GENERATION, LORAMOE),
         "checkpoint",
         hub,
     )
@@ -287,19 +294,19 @@ def load(
     refuse_other_base(config, base_model, folder)
     first, *further = config.tasks
     config.tasks = [first]
-    model = cls(config, building.attach_adapter(base_model, folder, first))
+    model = cls(config, building.attach_adapter(base_model, folder, first, new=False))
     for file, part in parts(model).items():
         load_part(part, folder / file)
     model.queries = read_queries(folder)
     for name in further:
-        model.place_task(name, folder / TASKS / name, read_task(folder / TASKS / name, config))
+        model.place_task(name, folder / TASKS / name, read_task(folder / TASKS / name, config), new=False)
     if further:
         model.activate(first)
         if len(model.rivals) > 1:
             model.router = Router(config.relevance, len(model.rivals))
             load_part(model.router, folder / ROUTER)
             model.router.to(next(model.get_output_embeddings().parameters()).device)
-    if (folder / "generation_config.json").is_file():
+    if (folder / GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = os.fspath(name)
     return model.eval()

@@ -197,7 +197,7 @@ class TwinGenerationMixin(GenerationMixin):
             assert cache.query is not None
             query = cache.query
         logits, base, tuned = step(kind, inputs, cache.parts[0], query, recall)
-        cache.record(base, tuned, attended, for_head=self.relevance is not None)
+        cache.record(base, tuned, attended, inputs.get("input_ids"), for_head=self.relevance is not None)
         return logits
 
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
 from imsm.cache import TwinCache
 from imsm.errors import InputError
 from imsm.groups import grouped, joined, joined_sequences, rows_of
+from imsm.lock import in_turn
 from imsm.mixing import Recall, adapter_alone, forced, recall_of
 from imsm.query import IGNORE, attended_tokens, example_starts
 from imsm.tasks import Tasks
@@ -28,6 +30,8 @@ from imsm.turns import sole_turns
 DIAL = ("recall", "recall_floor", "recall_ceiling")
 #: Ways of `generate` that read a prompt otherwise than whole and at once, so that it must be looked at before.
 PIECEWISE = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit")
+#: By which arguments that are given by their places get their names.
+GENERATE = inspect.signature(GenerationMixin.generate)
 
 
 class DividedError(InputError):
@@ -94,6 +98,7 @@ class TaskCalls(Tasks):
             recall = self.config.recall
         return forced(force, recall, given.get("recall_floor"), given.get("recall_ceiling"))
 
+    @in_turn
     def find_tasks(self, **given: Any) -> list[str | None]:
         """The task that the query of each row goes to, None for the base model: one pass of the frozen stream.
 
@@ -110,6 +115,7 @@ class TaskCalls(Tasks):
         query = self.streams.frozen_query(*sole_turns(ids, inside, self.config.relevance_turn))
         return self.choose(query, self._recall(given, len(ids)))
 
+    @in_turn
     def generate(self, inputs: Tensor | None = None, *args: Any, task: str | None = None, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`. With several tasks every prompt is answered by the one that it goes to.
 
@@ -124,6 +130,10 @@ class TaskCalls(Tasks):
         run: Any = super().generate  # type: ignore[misc]
         if len(self.tasks) == 1 and task is None:
             return run(inputs, *args, **kwargs)
+        bound = dict(GENERATE.bind(self, inputs, *args, **kwargs).arguments)
+        kwargs = {**bound, **bound.pop("kwargs", {})}
+        inputs = kwargs.pop("inputs")
+        del kwargs["self"]
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
         name = task or self._called or self.task
@@ -133,54 +143,74 @@ class TaskCalls(Tasks):
         if name is not None:
             self.activate(name)
             with self._calling(name):
-                return run(inputs, *args, **kwargs)
+                return run(inputs, **kwargs)
         if inputs is None:
             raise InputError("generate needs input_ids to tell which task prompts are for; or give task='NAME'")
         if self._forced(kwargs) == 1:
-            return run(inputs, *args, **kwargs)
+            return run(inputs, **kwargs)
         if self.relevance is None and self.rivals:
             self.activate(self.rivals[0])
         names = None
         if not self._piecewise(kwargs):
             try:
                 with self._calling(None, is_open=True):
-                    return run(inputs, *args, **kwargs)
+                    return run(inputs, **kwargs)
             except DividedError as error:
                 # Beams and sequences of a prompt are rows of it.
                 names = error.names[:: len(error.names) // len(inputs)]
         if names is None:
             names = self.find_tasks(**{**kwargs, "input_ids": inputs})
-        return self._by_groups(run, names, inputs, args, kwargs)
+        return self._by_groups(run, names, inputs, kwargs)
 
     def _piecewise(self, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt is not read whole by the first forward pass of `generate`, with a cache of its own."""
         if any(kwargs.get(name) is not None for name in ("past_key_values", "assistant_model", "custom_generate")):
             return True
 
-        def setting(name: str) -> Any:
-            sources = (kwargs, vars(kwargs.get("generation_config") or object), vars(self.generation_config))
-            return next((source[name] for source in sources if source.get(name) is not None), None)
+        use_cache = self._setting("use_cache", kwargs)
+        return use_cache is False or any(self._setting(name, kwargs) is not None for name in PIECEWISE)
 
-        return setting("use_cache") is False or any(setting(name) is not None for name in PIECEWISE)
+    def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
+        """What `generate` takes for a setting: an argument, be it None, or else what either configuration says."""
+        if name in kwargs:
+            return kwargs[name]
+        sources = (kwargs.get("generation_config"), self.generation_config)
+        return next((value for source in sources if (value := getattr(source, name, None)) is not None), None)
+
+    def _padding(self, kwargs: dict[str, Any]) -> int:
+        """The token that `generate` puts behind a row's end: the padding token, or else the first that ends."""
+        tokens = (self._setting(name, kwargs) for name in ("pad_token_id", "eos_token_id"))
+        found = next((token for token in tokens if token is not None), 0)
+        return int(torch.as_tensor(found).flatten()[0])
+
+    def _of_whole_batch(
+        self, allowed: Callable[[int, Tensor], list[int]], rows: Sequence[int], kwargs: dict[str, Any]
+    ) -> Callable[[int, Tensor], list[int]]:
+        """A `prefix_allowed_tokens_fn` of all prompts, for `generate` with those of some rows."""
+        # Sequences that are sampled are counted one by one, beams are not.
+        beams, sequences = (self._setting(name, kwargs) or 1 for name in ("num_beams", "num_return_sequences"))
+        each = 1 if beams > 1 else sequences
+        return lambda place, ids: allowed(rows[place // each] * each + place % each, ids)
 
     def _by_groups(
         self,
         run: Callable[..., Any],
         names: Sequence[str | None],
         inputs: Tensor,
-        args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
         """What `generate` gives for rows of several tasks, each group by itself."""
         groups, found = grouped(names), []
         if len(groups) > 1 and kwargs.get("past_key_values") is not None:
             raise DividedError(names)
-        if len(groups) > 1 and kwargs.get("return_dict_in_generate"):
+        if len(groups) > 1 and self._setting("return_dict_in_generate", kwargs):
             raise InputError(
                 "return_dict_in_generate has no one answer for prompts of several tasks; give prompts of one, or task='NAME'"
             )
         for name, rows in groups.items():
             own = rows_of(kwargs, rows, len(inputs))
+            if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
+                own["prefix_allowed_tokens_fn"] = self._of_whole_batch(allowed, rows, kwargs)
             part = inputs[torch.tensor(rows, device=inputs.device)]
             if name is None:
                 own = {**without(own, DIAL), "force_gate": 1.0}
@@ -190,13 +220,10 @@ class TaskCalls(Tasks):
                 if how.force is None and adapter_alone(self.gate, how.dial):
                     own = {**without(own, DIAL), "force_gate": 0.0}
             with self._calling(name):
-                found.append((rows, run(part, *args, **own)))
+                found.append((rows, run(part, **own)))
         if len(found) == 1:
             return found[0][1]
-        pad = kwargs.get("pad_token_id")
-        for config in (kwargs.get("generation_config"), self.generation_config):
-            pad = getattr(config, "pad_token_id", None) if pad is None else pad
-        return joined_sequences(found, 0 if pad is None else pad)
+        return joined_sequences(found, self._padding(kwargs))
 
     def _forward_by_task(self, forward: Callable[..., Any], given: dict[str, Any]) -> Any:
         """`forward` for the rows' tasks. `given`: its arguments by name."""
@@ -299,9 +326,10 @@ def prompt_tokens(given: dict[str, Any], ids: Tensor) -> Tensor:
 
 
 def by_task(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's `forward`, such that with several tasks every row is run by its own."""
+    """A model's `forward`, such that with several tasks every row is run by its own; calls of several threads wait."""
     signature = inspect.signature(forward)
 
+    @in_turn
     @functools.wraps(forward)
     def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
         if len(self.config.tasks) == 1 and kwargs.get("task") is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from imsm.ends import listed
 from imsm.errors import InputError
 
 #: A plain text, or chat messages that the tokenizer's template turns into one.
@@ -57,7 +60,7 @@ def answer_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: those that the model's settings name, or else the tokenizer's, which training appends."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = tokenizer.eos_token_id if eos is None else eos
-    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
+    return listed(eos)
 
 
 def answers(
@@ -125,10 +128,32 @@ def trim(ids: list[int], eos: int | list[int] | None) -> list[int]:
     return ids
 
 
+class Stop(StoppingCriteria):
+    """Ends an answer when it is told to by another thread."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.told.is_set(), device=input_ids.device)
+
+
 def stream(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_new_tokens: int = 512, **generate_kwargs: Any
-) -> Iterator[str]:
-    """Pieces of one answer's text as they are decoded. Arguments and errors as for `answers`."""
+) -> Generator[str, None, None]:
+    """Pieces of one answer's text as they are decoded. Arguments as for `answers`.
+
+    The answer is decoded by a thread, which ends with the iterator: by `close()`, or when a loop over it is left. Calls
+    of the model between two pieces wait until the answer is whole; its pieces can still be had then.
+
+    Raises:
+        InputError: a prompt that cannot be tokenised; or the iterator is begun within a call of the same model.
+    """
+    if (lock := getattr(model, "call_lock", None)) is not None and lock.held:
+        raise InputError(
+            "a stream cannot be read within a call of its own model (from a streamer, a stopping criterion or the like), "
+            "which it would wait for; read it after the call"
+        )
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     pad = padding_id(tokenizer)
@@ -138,6 +163,8 @@ def stream(
         "eos_token_id": answer_ends(model, tokenizer) or None,
         **generate_kwargs,
     }
+    stop = Stop()
+    settings["stopping_criteria"] = StoppingCriteriaList([*(settings.get("stopping_criteria") or []), stop])
     failure: list[BaseException] = []
 
     def work() -> None:
@@ -155,8 +182,19 @@ def stream(
             streamer.end()
 
     thread = threading.Thread(target=work, daemon=True)
+
+    def end() -> None:
+        stop.told.set()
+        if thread is not threading.current_thread():  # which may be the one that collects the iterator
+            thread.join()
+
     thread.start()
-    yield from streamer
-    thread.join()
+    # An interpreter that ends while a thread computes is aborted.
+    atexit.register(end)
+    try:
+        yield from streamer
+    finally:
+        end()
+        atexit.unregister(end)
     if failure:
         raise failure[0]

@@ -21,12 +21,13 @@ from imsm.config import DEFAULT_TASK, SiameseConfig
 from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.dispatch import TaskCalls, by_task
 from imsm.errors import InputError
-from imsm.gates import Mix, build_gate
+from imsm.gates import Mix, build_gate, refuse_gate
+from imsm.lock import CallLock
 from imsm.loss import answer_loss
 from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
 from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries, pooled
 from imsm.relevance import RelevanceHead
-from imsm.streams import Streams, nothing
+from imsm.streams import Streams, nothing, on_device_of
 from imsm.turns import last_turns
 
 
@@ -74,6 +75,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 "SiameseForCausalLM.from_pretrained(folder)"
             )
         super().__init__(config)
+        self.call_lock = CallLock()
         self.streams = streams
         self._two_passes = False
         head = self.base.get_output_embeddings()
@@ -126,7 +128,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
             gate_dropout=gate_dropout,
             tasks=[task],
         )
-        build_gate(gate, config.hidden_size, gate_rank, gate_dropout)  # refuse before the base is touched
+        refuse_gate(gate, config.hidden_size, gate_rank, gate_dropout)  # before the base is touched
         return cls(config, attach_adapter(model, peft_config, task))
 
     @classmethod
@@ -272,7 +274,9 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         use_cache = use_cache or past_key_values is not None
         cache = twin_cache(past_key_values) if use_cache else None
         banked: Pair | None = None if base_memory is None else (base_memory, base_query)
-        device: Any = self.get_output_embeddings().weight.device
+        # With layers on several devices, where the memories are brought to.
+        attended = on_device_of(self.get_output_embeddings(), attended_tokens(attention_mask, tokens))
+        device = attended.device
         if recall is None and force_gate is None and not self.training:
             recall = self.config.recall
         how = recall_of(force_gate, recall, recall_floor, recall_ceiling, tokens.shape[0], device)
@@ -285,7 +289,6 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
             refuse_bank(banked, more, how, self.pools_query, self.relevance)
         if cache is not None:
             cache.require(base=run_base, tuned=run_tuned)
-        attended = attended_tokens(attention_mask, tokens)
         length = tokens.shape[1]
         if (
             self.compiled_step is not None
@@ -313,7 +316,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         supervised = targets = None
         if labels is not None:
             # Position t is scored on token t + 1.
-            targets = nn.functional.pad(labels.to(tokens.device)[:, 1:], (0, 1), value=IGNORE)
+            targets = nn.functional.pad(labels.to(device)[:, 1:], (0, 1), value=IGNORE)
             supervised = targets != IGNORE
         answers_only = supervised is not None and not (output_logits or output_gate or output_memories)
         kept = slice(0, length) if supervised is not None else kept_positions(logits_to_keep, length)
@@ -327,7 +330,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
             queries = kept_queries(
                 attended,
                 kept,
-                labels=None if labels is None else labels.to(attended.device),
+                labels=None if labels is None else labels.to(device),
                 prompt_mask=prompt_mask,
                 prompt_length=prompt_length,
                 first=first,
@@ -335,8 +338,10 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 past_count=None if past is None else past.count,
             )
         turn = cut = None
-        if queries is not None and queries.whole and self.relevance is not None and input_ids is not None:
-            cut = last_turns(input_ids, queries.inside, self.config.relevance_turn)
+        if queries is not None and queries.prompts and self.relevance is not None and input_ids is not None:
+            said = (input_ids.to(device), queries.inside)
+            said = said if cache is None else cache.conversation(*said)
+            cut = last_turns(*said, self.config.relevance_turn)
         if cut is not None:
             turn = self.streams.frozen_query(*cut)
 
@@ -354,7 +359,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 if queries is not None and queries.whole and how.force is None:
                     cache.query = query
                     cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
-                cache.record(wide, tuned, attended, for_head=self.relevance is not None)
+                cache.record(wide, tuned, attended, input_ids, for_head=self.relevance is not None)
             where = supervised if answers_only else (slice(None), kept)
             memories = (None if base is None else base[where], None if tuned is None else tuned[where])
             if answers_only:
@@ -394,8 +399,8 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
 
         logits, loss = output.logits, None
         if supervised is not None and targets is not None:
-            scored = logits[0] if answers_only else logits[supervised]
-            loss = answer_loss(scored, targets[supervised], num_items_in_batch)
+            scored = logits[0] if answers_only else logits[supervised.to(logits.device)]
+            loss = answer_loss(scored, targets[supervised].to(scored.device), num_items_in_batch)
             logits = logits[:, kept_positions(logits_to_keep, length)] if output_logits else None
         result = SiameseOutput(
             loss=loss,

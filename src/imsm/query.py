@@ -103,6 +103,7 @@ class Queries:
     kept: which of T positions are wanted, with `within`.
     within: every position has a boundary, few of which differ.
     whole: the query stays as it is for the rest of the answer.
+    prompts: each row has one, which is a prompt whose end is known.
     """
 
     attended: Tensor
@@ -111,6 +112,7 @@ class Queries:
     kept: slice | Tensor = field(default_factory=lambda: slice(None))
     within: bool = False
     whole: bool = False
+    prompts: bool = False
 
     @property
     def inside(self) -> Tensor:
@@ -202,16 +204,17 @@ def kept_queries(
                 f"{prompt_mask.shape[1]} columns for {length} tokens after {seen} cached ones; leave it out, and "
                 "the query is all that precedes the answer"
             )
-        attended = attended & torch.nn.functional.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1]))
+        prompt_mask = prompt_mask.to(attended.device).bool()
+        attended = attended & torch.nn.functional.pad(prompt_mask, (0, length - prompt_mask.shape[1]))
         last = length - 1
     elif prompt_length is not None and prompt_length <= seen + length:
         last = max(prompt_length - 1 - seen, 0)
     if last is not None:
-        return Queries(attended, torch.full((batch, 1), last, device=attended.device), whole=True)
+        return Queries(attended, torch.full((batch, 1), last, device=attended.device), whole=True, prompts=True)
     if labels is not None:
         boundary = answer_boundaries(labels, attended, past_count, first)
         if first is None and bool((boundary == boundary[:, :1]).all()):
-            return Queries(attended, boundary[:, :1])
+            return Queries(attended, boundary[:, :1], prompts=True)
         return Queries(attended, boundary, first, within=past_count is None)
     boundary = torch.arange(length, device=attended.device).expand(batch, -1)
     if first is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ def nothing(memory: Tensor) -> Tensor:
     return memory[:, :0]
 
 
+def on_device_of(module: nn.Module, value: Tensor) -> Tensor:
+    """A tensor on the device of a module's weight, or where it is if that is loaded when it is needed."""
+    weight = getattr(module, "weight", None)
+    return value if weight is None or weight.device.type == "meta" else value.to(weight.device)
+
+
 class HeadTap:
     """Reads what reaches the output head, and replaces it."""
 
@@ -47,8 +54,9 @@ class HeadTap:
     def _on_head(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._replace is None:
             return None
-        self.memory = args[0]
-        return (self._replace(args[0]), *args[1:])
+        # With layers on several devices: where the gate is, and where the head brings it by itself later.
+        self.memory = on_device_of(module, args[0])
+        return (self._replace(self.memory), *args[1:])
 
     @contextmanager
     def replacing(self, replace: Replace) -> Iterator[None]:
@@ -103,14 +111,12 @@ class DepthTap:
         self.depths = tuple(depths)
         self.listening = False
         self._states: dict[int, Tensor] = {}
-        self._handles = [layers[depth].register_forward_hook(self._reader(depth)) for depth in depths]
+        # A deep copy of the model has hooks of its own tap, which a closure's would not be.
+        self._handles = [layers[depth].register_forward_hook(partial(self._read, depth)) for depth in depths]
 
-    def _reader(self, depth: int) -> Callable[..., None]:
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            if self.listening:
-                self._states[depth] = output[0] if isinstance(output, tuple) else output
-
-        return read
+    def _read(self, depth: int, module: nn.Module, args: Any, output: Any) -> None:
+        if self.listening:
+            self._states[depth] = output[0] if isinstance(output, tuple) else output
 
     def widened(self, memory: Tensor) -> Tensor:
         """The memories (B, T, d) of the frozen stream and behind them its hidden states at the depths, (B, T, (1 + D) d)."""

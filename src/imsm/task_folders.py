@@ -6,6 +6,7 @@ Adapters, gates, heads and queries are copied byte for byte; only the router is 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imsm.building import ADAPTER, ADAPTER_CONFIG, read_adapter_config, refuse_name
+from imsm.building import ADAPTER, ADAPTER_CONFIG, read_adapter_config, saved_tensors
 from imsm.checkpoint import (
     GATE,
+    GENERATION,
     QUERIES,
     READS,
     RELEVANCE,
@@ -31,8 +33,10 @@ from imsm.checkpoint import (
     write_settings,
 )
 from imsm.config import SiameseConfig
-from imsm.errors import InputError
+from imsm.ends import joined
+from imsm.errors import InputError, first_line
 from imsm.folders import staged
+from imsm.names import refuse_name, refuse_new, refuse_part
 from imsm.routing import fit_router
 from imsm.tasks import OWN
 
@@ -102,6 +106,15 @@ def entry_of(found: list[Entry], name: str) -> Entry:
     raise InputError(f"there is no task {name!r}; there are {', '.join(entry.name for entry in found)}")
 
 
+def tensors(found: list[Entry]) -> list[str]:
+    """The names of the tensors of the tasks' adapters.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    return sorted(set().union(*(saved_tensors(entry.folder) for entry in found)))
+
+
 def remove(checkpoint: str | os.PathLike[str], name: str) -> None:
     """Takes a task out of a checkpoint's folder; of the first one the next takes the place.
 
@@ -125,6 +138,7 @@ def rename(checkpoint: str | os.PathLike[str], name: str, new: str) -> None:
     folder, config, found = entries(own_folder(checkpoint))
     old = entry_of(found, name)
     refuse_name(new, read_adapter_config(old.folder), [entry.name for entry in found])
+    refuse_new(new, tensors(found))
     rewrite(folder, config, [Entry(new, e.folder, e.settings) if e is old else e for e in found])
 
 
@@ -159,6 +173,8 @@ def bring(
 ) -> str:
     """Puts a task of another checkpoint of the same base into a checkpoint's folder; gives the task's name there.
 
+    Answers end then where those of either checkpoint do.
+
     Args:
         checkpoint: the folder that is added to.
         other: folder or Hub name of the one that it comes from, which stays as it is.
@@ -167,7 +183,8 @@ def bring(
         same_base: both base models are the same although their names or revisions differ.
 
     Raises:
-        InputError: the bases differ, the name is taken, or one of the tasks cannot be told from others.
+        InputError: the bases differ, the name is taken, one of the tasks cannot be told from others, or generation settings
+            are damaged.
     """
     folder, config, found = entries(own_folder(checkpoint))
     source, other_config, theirs = entries(other)
@@ -184,8 +201,39 @@ def bring(
         )
     for part in (*found, entry):
         part.refuse_unfinished()
-    rewrite(folder, config, [*found, Entry(new, entry.folder, entry.settings)])
+    paths = tensors([*found, entry])
+    refuse_new(new, paths)
+    for mine in found:
+        refuse_part(mine.name, paths)
+    settings = joined_generation(folder / GENERATION, source / GENERATION)
+
+    def besides(stage: Path) -> None:
+        if settings:
+            (stage / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    rewrite(folder, config, [*found, Entry(new, entry.folder, entry.settings)], besides)
     return new
+
+
+def joined_generation(ours: Path, theirs: Path) -> dict[str, Any]:
+    """The first file's generation settings, by which answers end where they do by the second one's as well.
+
+    All of the second one's if there is no first; empty if there is none to read.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    held = []
+    for path in (ours, theirs):
+        try:
+            held.append(dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {})
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read: {first_line(error)}; save its checkpoint anew") from error
+    mine, other = held
+    if not mine or not other:
+        return mine or other
+    ends = joined(mine.get("eos_token_id"), other.get("eos_token_id"))
+    return mine if ends is None else {**mine, "eos_token_id": ends}
 
 
 def refuse_other(config: SiameseConfig, other: SiameseConfig, source: Path, same_base: bool) -> None:

@@ -137,7 +137,7 @@ class Tasks:
         It claims no query before it has a head and stored queries, see `set_relevance` and `set_queries`.
 
         Args:
-            name: letters, digits, - and _.
+            name: letters, digits, - and _; no number, and no part of a path of the model's modules.
             peft_config: as for `from_base`.
             gate, gate_rank, gate_dropout: as for `from_base`.
 
@@ -158,14 +158,18 @@ class Tasks:
         self._chosen = name
         self.refit_router()
 
-    def place_task(self, name: str, peft_config: PeftConfig | str | os.PathLike[str], task: Task) -> None:
+    def place_task(
+        self, name: str, peft_config: PeftConfig | str | os.PathLike[str], task: Task, *, new: bool = True
+    ) -> None:
         """Puts a task behind those that are there, whatever they are, without fitting anything; it is active then.
+
+        `new`: the name is not one of a checkpoint.
 
         Raises:
             InputError: the name or the adapter cannot be used.
         """
         before, parked = self.active, self.part(self.active)
-        add_adapter(self.streams, peft_config, name)
+        add_adapter(self.streams, peft_config, name, new=new)
         task.to(next(self.get_output_embeddings().parameters()).device).train(self.streams.training)
         self.parked[before] = parked.requires_grad_(False)
         self.config.tasks = [*self.tasks, name]

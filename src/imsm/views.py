@@ -73,8 +73,11 @@ class FewRowsLinear(nn.Linear):
 
     @staticmethod
     def serves(x: Tensor) -> bool:
-        """Whether `x` (..., in) has as many rows as it pays for, on a device and in a dtype where it does."""
-        if x.device.type != "cpu" or x.dtype not in FEW_ROWS:
+        """Whether `x` (..., in) has as many rows as it pays for, on a device and in a dtype where it does.
+
+        Autocast would give the product another dtype than what is added to it in place.
+        """
+        if x.device.type != "cpu" or x.dtype not in FEW_ROWS or torch.is_autocast_enabled("cpu"):
             return False
         least, most = FEW_ROWS[x.dtype]
         rows = x.numel() // x.shape[-1]

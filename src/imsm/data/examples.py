@@ -89,20 +89,14 @@ def read_examples(
     if not read.records:
         return ExampleSet(read.source, "none", read.unit, [], read.problems)
     found = ExampleSet(read.source, find_format(read), read.unit)
-    renderer = Renderer(tokenizer, config.add_eos)
+    renderer = Renderer(tokenizer, config.add_eos, config.max_length)
     problems = list(read.problems)
     for record in read.records:
         try:
-            example = renderer.render(parse(record.fields, found.format), record.line)
+            found.examples.append(renderer.render(parse(record.fields, found.format), record.line))
         except RecordError as error:
             problems.append(Problem(record.line, str(error)))
-            continue
         except InputError as error:
             raise InputError(f"{source}, {read.unit} {record.line}: {error}") from error
-        if len(example.input_ids) > config.max_length:
-            reason = f"{len(example.input_ids)} tokens, more than data.max_length {config.max_length}"
-            problems.append(Problem(record.line, reason))
-        else:
-            found.examples.append(example)
     found.problems = sorted(problems, key=lambda problem: problem.line)
     return found

@@ -38,13 +38,15 @@ class Renderer:
     Args:
         tokenizer: the base model's tokenizer.
         add_eos: end answers with the end-of-sequence token, unless the chat template ends them.
+        max_length: tokens of the longest record that is rendered, `data.max_length`; None for no limit.
 
     Raises:
         InputError: `add_eos` with a tokenizer that has no end-of-sequence token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_eos: bool = True) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_eos: bool = True, max_length: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self.max_length = max_length
         self.eos: int | None = tokenizer.eos_token_id if add_eos else None
         self.special = set(tokenizer.all_special_ids) | {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -58,12 +60,20 @@ class Renderer:
         """Tokens and labels of one record.
 
         Raises:
-            RecordError: the chat template refuses the conversation, or an answer has no tokens.
+            RecordError: it is longer than `max_length`, the chat template refuses the conversation, or an answer has no
+                tokens.
             InputError: there is no chat template, or its text for a turn depends on what comes after.
         """
-        if isinstance(parsed, Pair):
-            return self._pair(parsed, line)
-        return self._conversation(parsed, line)
+        found = self._pair(parsed, line) if isinstance(parsed, Pair) else self._conversation(parsed, line)
+        self._refuse_long(len(found.input_ids))
+        return found
+
+    def _refuse_long(self, length: int, more: bool = False) -> None:
+        """Raises `RecordError` if so many tokens, and `more` to come, are too many."""
+        if self.max_length is not None and length > self.max_length:
+            raise RecordError(
+                f"{'at least ' if more else ''}{length} tokens, more than data.max_length {self.max_length}"
+            )
 
     def _pair(self, pair: Pair, line: int) -> Example:
         prompt = self._tokens(pair.prompt, special=True)
@@ -96,6 +106,8 @@ class Renderer:
             end, ended = self._end_of_answer(ids, len(labels))
             labels += ids[len(labels) : end]
             labels += [IGNORED] * (len(ids) - len(labels))
+            # Every answer reads all before it again, so what is too long already is not read on.
+            self._refuse_long(len(ids), more=index + 1 < len(messages))
             text = turn
         if self.eos is not None and not ended:
             ids, labels = ids + [self.eos], labels + [self.eos]

@@ -17,7 +17,17 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
-from imsm.building import ADAPTER, ADAPTER_CONFIG, base_shape, fetch_adapter, load_adapter, read_adapter_config
+from imsm.building import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    TOKENIZER,
+    base_shape,
+    fetch_adapter,
+    has_tokenizer,
+    load_adapter,
+    read_adapter_config,
+    refuse_unembedded,
+)
 from imsm.checkpoint import CONFIG, GATE, LORAMOE
 from imsm.config import SiameseConfig
 from imsm.errors import InputError, first_line
@@ -30,17 +40,7 @@ from imsm.folders import fetch
 from imsm.model import SiameseForCausalLM
 
 #: What tells the kind of a checkpoint, and its tokenizer.
-FACTS = (
-    CONFIG,
-    ADAPTER_CONFIG,
-    LORAMOE,
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-)
+FACTS = (CONFIG, ADAPTER_CONFIG, LORAMOE, *TOKENIZER)
 
 CandidateKind = Literal["base", "siamese", "peft", "loramoe", "full"]
 
@@ -225,10 +225,14 @@ def _peft(spec: str, name: str, folder: Path, base: str | None, loading: Loading
     revision = config.revision if base is None else None
     plain = loading.base(base_name, revision)
     described = {"name": base_name, **base_shape(plain)}
+    embeddings: Any = plain.get_input_embeddings()
     expected = sample_logits(plain)
     model = loading.placed(load_adapter(plain, folder))
     refuse_missing_tensors(model, folder)
     tokenizer = loading.tokenizer(folder, base_name)
+    if has_tokenizer(folder):
+        rows = int(embeddings.weight.shape[0])
+        refuse_unembedded(tokenizer, rows, folder, lambda: loading.tokenizer(Path(base_name), base_name))
 
     @contextmanager
     def disabled() -> Iterator[Pass]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from imsm.building import load_base
+from imsm.building import has_tokenizer, load_base
 from imsm.checkpoint import read_config
 from imsm.errors import InputError, first_line
 from imsm.model import SiameseForCausalLM
@@ -56,7 +56,7 @@ class Loading:
         Raises:
             InputError: there is none, or it can neither pad nor end.
         """
-        names = [str(folder)] if (folder / "tokenizer_config.json").is_file() else []
+        names = [str(folder)] if has_tokenizer(folder) else []
         source = next(iter([*names, *filter(None, others)]), str(folder))
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code)

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from imsm.building import ADAPTER, ADAPTER_CONFIG, fetch_adapter
+from imsm.building import ADAPTER, ADAPTER_CONFIG, fetch_adapter, refuse_unembedded
 from imsm.config import DEFAULT_TASK
 from imsm.data import Example, ExampleSet, load_examples
 from imsm.dreams import dream
@@ -57,7 +57,7 @@ class Adopted:
     """An adopted adapter.
 
     model: in eval mode.
-    tokenizer: its tokenizer.
+    tokenizer: its tokenizer: the one in the adapter's folder, or else the base model's.
     folder: the checkpoint.
     metrics: what the fit came to, and the seconds of it and of its dreams.
     held_out: records of the task that the fit has not seen.
@@ -105,12 +105,14 @@ def adopt(
     refuse_folder(folder, config, "an adoption is made whole or not at all, so delete it, or give")
     if folder.resolve() == source.resolve():
         raise InputError(f"output_dir {folder} is the adapter's own folder, which stays as it is; give another")
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config, source)
     records, aside = _records(config, tokenizer, held_out)
     if check is not None:
         check(aside, tokenizer)
     set_seed(config.seed)
     base: Any = load_base(config)
+    rows = int(base.get_input_embeddings().weight.shape[0])
+    refuse_unembedded(tokenizer, rows, source, lambda: load_tokenizer(config))
     base.to(processes.device)
     dreams = dreams_of(config, base, tokenizer, build_bar(config, "dreams", "texts"))
     others = _others(config, base, tokenizer, dreams, held_out_dreams)

@@ -9,9 +9,14 @@ from itertools import islice
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from imsm.data import IGNORED, Example
+from imsm.ends import joined
 
 #: Tokens at an answer's end among which the one that ends it is looked for: a template may put a line's end behind it.
 LAST = 3
+#: Settings that do nothing without sampling, or without beams. Of a base's own transformers says so; changed ones it saves
+#: without them alone.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty")
 
 
 def learn_end(generation: GenerationConfig, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -31,7 +36,10 @@ def learn_end(generation: GenerationConfig, examples: Sequence[Example], tokeniz
             found[end] += 1
     if not found or 2 * found.most_common(1)[0][1] < len(examples):
         return
-    end, ends = found.most_common(1)[0][0], generation.eos_token_id
-    known = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
-    if end not in known:
-        generation.eos_token_id = [*known, end] if known else end
+    ends = joined(generation.eos_token_id, found.most_common(1)[0][0])
+    if ends == generation.eos_token_id:
+        return
+    generation.eos_token_id = ends
+    idle = [*(() if generation.do_sample else SAMPLING), *(() if (generation.num_beams or 1) > 1 else BEAMS)]
+    for name in idle:
+        setattr(generation, name, None)

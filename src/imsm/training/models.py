@@ -20,6 +20,7 @@ from imsm.folders import staged
 from imsm.loramoe import LoRAMoEConfig
 from imsm.memory_bank import RecallingCollator
 from imsm.model import SiameseForCausalLM
+from imsm.names import model_paths, refuse_new
 from imsm.samples import Sample
 from imsm.settings import TrainConfig, nearest
 from imsm.training.corda import CordaAdapter, knowledge_preserving
@@ -66,12 +67,14 @@ def load_base(config: TrainConfig) -> PreTrainedModel:
     """The base model of a run.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or the run's task cannot be called as it is on this model.
     """
     base, _ = building.load_base(
         config.model,
         {"revision": config.revision, "trust_remote_code": config.trust_remote_code, "dtype": config.dtype},
     )
+    if config.task is not None:
+        refuse_new(config.task, model_paths(base))
     return base
 
 

@@ -90,6 +90,7 @@ class PlainTrainer(RunTrainer):
         self.whole = whole
 
     def finish(self) -> None:
+        super().finish()
         self.answering.tap.remove()
 
     def compute_loss(

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from imsm import checkpoint, task_folders
-from imsm.building import read_adapter_config, refuse_name
+from imsm.building import has_tokenizer, read_adapter_config
 from imsm.data import AnswerCollator, ExampleSet, load_examples
 from imsm.errors import InputError, first_line
 from imsm.folders import staged, write_text
 from imsm.model import SiameseForCausalLM
+from imsm.names import refuse_name, refuse_new, refuse_part
 from imsm.packing import refuse_unpackable
 from imsm.samples import Sample
 from imsm.settings import TrainConfig, read_yaml, to_yaml
@@ -33,6 +35,7 @@ from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
 from imsm.training.ends import learn_end
 from imsm.training.models import adapter_config, build_model, load_base, make_trainer
 from imsm.training.plain import AnswerLM
+from imsm.training.plan import Plan
 from imsm.training.progress import build_bar
 from imsm.training.retained import Replayed, base_texts, replay_count, texts_needed, with_replay
 
@@ -91,7 +94,10 @@ def train(config: TrainConfig) -> TrainResult:
     records = len(train_set.examples)
     # Refused before texts are sampled; what is sampled may then come out fewer than planned.
     planned = records + (replay_count(config.retain.share, records) if config.retain.kind == "replay" else 0)
-    adapter_config(config.adapter, steps(config, planned, processes.num_processes))
+    adapter = adapter_config(config.adapter, steps(config, planned, processes.num_processes))
+    if config.task is not None:
+        assert isinstance(adapter, PeftConfig)
+        refuse_name(config.task, adapter)
     set_seed(config.seed)
     base = load_base(config)
     samples = own_texts(config, base, tokenizer, records, processes)
@@ -99,6 +105,9 @@ def train(config: TrainConfig) -> TrainResult:
         train_set = with_replay(train_set, samples, config.retain.share)
     dreams = sampled_dreams(config, base, tokenizer, processes) if config.dreaming else None
     total_steps = steps(config, len(train_set.examples), processes.num_processes)
+    plan = Plan.of(total_steps, processes.num_processes, train_set.examples)
+    last = get_last_checkpoint(config.output_dir) if config.resume else None
+    done = 0 if last is None else plan.steps_done(Path(last))
     model = build_model(config, base, adapter_config(config.adapter, total_steps), samples)
     learn_end((model.lm if isinstance(model, AnswerLM) else model).generation_config, train_set.examples, tokenizer)
     if config.packing:
@@ -119,13 +128,16 @@ def train(config: TrainConfig) -> TrainResult:
         write_text(folder / SETTINGS, to_yaml(replace(config, resume=False)))
     processes.wait_for_everyone()
     trainer = make_trainer(config, model, collator, train_set, eval_set, samples)
-    if bank is not None:
+    trainer.plan = plan
+    if bank is not None and done < plan.steps:
         label = f"memory bank: {len(bank)} examples, {bank.bytes / 1e6:.3g} MB"
         bank.build(build_bar(config, label, "tokens"))
         trainer.train_dataset = bank
-    last = trainer.last_checkpoint() if config.resume else None
     began = time.monotonic()
-    trainer.train(resume_from_checkpoint=last)
+    if last is not None and done >= plan.steps:
+        trainer.restore(Path(last))
+    else:
+        trainer.train(resume_from_checkpoint=last)
     seconds = time.monotonic() - began
 
     log = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
@@ -231,22 +243,26 @@ def refuse_continuation(config: TrainConfig) -> None:
     if its.base_model and config.model not in same and os.path.realpath(config.model) not in same:
         raise InputError(f"model must be the base of {source}, {its.base_model!r}, got {config.model!r}")
     refuse_name(config.task, read_adapter_config(found[0].folder), [entry.name for entry in found])
+    paths = task_folders.tensors(found)
+    refuse_new(config.task, paths)
     for entry in found:
         entry.refuse_unfinished()
+        refuse_part(entry.name, paths)
 
 
-def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token.
+def load_tokenizer(config: TrainConfig, adapter: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in a trained adapter's folder, where there is one, or else the base model's; with a padding token.
 
     Raises:
         InputError: it cannot be loaded.
     """
+    name, revision, source = config.model, config.revision, f"model {config.model!r}"
+    if adapter is not None and has_tokenizer(adapter):
+        name, revision, source = str(adapter), None, f"adapter {str(adapter)!r}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the tokenizer of model {config.model!r} cannot be loaded: {first_line(error)}") from error
+        raise InputError(f"the tokenizer of {source} cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

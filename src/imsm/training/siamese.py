@@ -63,7 +63,8 @@ class SiameseTrainer(RunTrainer):
         model: the siamese model.
         gate_learning_rate: the gate's learning rate; the adapter's is `args.learning_rate`.
         adapter_only: train and save what peft alone would, the baseline: the gate is forced to the tuned stream, so
-            that the frozen one is never run, and a difference between the two methods is the method's.
+            that the frozen one is never run, and a difference between the two methods is the method's. Its weights are
+            frozen until `finish`.
         group_by_length: make batches of examples of similar length; the training data must have `examples`.
         divergence: adds the divergence from the base model to the loss, and its mean to the logs, as `kl`.
     """
@@ -83,6 +84,10 @@ class SiameseTrainer(RunTrainer):
         self.gate_learning_rate = gate_learning_rate
         self.adapter_only = adapter_only
         self.divergence = divergence
+        # A forced gate has no gradients, and distributed processes wait for those of all that learns.
+        self._idle = [p for p in model.gate.parameters() if p.requires_grad] if adapter_only else []
+        for parameter in self._idle:
+            parameter.requires_grad_(False)
         self.gate_meter = GateMeter(model.gate)
         self.rank_schedule: RankSchedule | None = None
         if RankSchedule.applies_to(model.peft_model):
@@ -94,7 +99,10 @@ class SiameseTrainer(RunTrainer):
         self._divergences: dict[int, Tensor] = {}
 
     def finish(self) -> None:
+        super().finish()
         self.gate_meter.remove()
+        for parameter in self._idle:
+            parameter.requires_grad_(True)
 
     # -- optimisation ------------------------------------------------------------------------------------------------
 

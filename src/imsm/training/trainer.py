@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
 
 from imsm.errors import InputError
 from imsm.training.batching import LengthSampler
+from imsm.training.plan import Plan
 
 #: Every trained tensor as it is in memory, beside the portable checkpoint (which peft may prune).
 TRAINED = "trained.safetensors"
@@ -32,9 +35,26 @@ class RunTrainer(Trainer, ABC):
         group_by_length: make batches of examples of similar length; the training data must have `examples`.
     """
 
-    def __init__(self, model: nn.Module, *args: Any, group_by_length: bool = False, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
+        *rest: Any,
+        group_by_length: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if args is not None and args.n_gpu > 1:
+            # Else `Trainer` runs copies of the model in threads, which share what a call keeps on the model.
+            print(
+                f"one of {args.n_gpu} GPUs is used; to use all, start with torchrun --nproc-per-node {args.n_gpu} "
+                "--no-python imsm train …",
+                file=sys.stderr,
+            )
+            args._n_gpu = 1
+        super().__init__(model, args, *rest, **kwargs)
         self.group_by_length = group_by_length
+        #: What checkpoints say that the run is to do.
+        self.plan: Plan | None = None
         self._stage: Path | None = None
         self._tokens: Tensor | int = 0
 
@@ -44,6 +64,9 @@ class RunTrainer(Trainer, ABC):
 
     def finish(self) -> None:
         """Takes off the model what was put on it for training."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        # In place of the autocast it leaves a forward without the decorators of the model's own.
+        vars(self.model).pop("forward", None)
 
     @property
     def tokens_seen(self) -> int:
@@ -80,10 +103,17 @@ class RunTrainer(Trainer, ABC):
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def last_checkpoint(self) -> str | None:
-        """The newest complete checkpoint of this run, if there is one."""
-        folder = Path(str(self.args.output_dir))
-        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    def restore(self, folder: Path) -> None:
+        """Takes what a checkpoint learnt, and how far it got, with nothing left to train.
+
+        `train` would not do: from a last step within an epoch it takes one more.
+
+        Raises:
+            InputError: the checkpoint is of another model.
+        """
+        self._load_from_checkpoint(str(folder))
+        self._load_rng_state(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._stage) if self._stage is not None else super()._get_output_dir(trial)
@@ -103,6 +133,8 @@ class RunTrainer(Trainer, ABC):
         self.accelerator.wait_for_everyone()  # each process has put its random state there
         if self.args.should_save:
             for made in stage.iterdir():
+                if self.plan is not None:
+                    self.plan.write(made)
                 shutil.rmtree(run / made.name, ignore_errors=True)
                 made.rename(run / made.name)
             shutil.rmtree(stage, ignore_errors=True)
