@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_memory_bank import examples, learn, run_settings
+from test_memory_bank import examples, learn, run_settings, with_bank
 from test_training import losses
 from transformers import PreTrainedTokenizerBase
 from zoo import METHODS, tiny_base, tiny_siamese
@@ -171,7 +171,7 @@ def test_half_precision_is_no_leak() -> None:
 
 def test_a_packed_run_is_the_run_without(base_folder: str, tmp_path: Path) -> None:
     """Same batches, same steps, same losses; with dropout off, since its draws depend on the layout."""
-    settings = run_settings(base_folder, tmp_path) | {"gate_dropout": 0.0, "memory_bank": "off"}
+    settings = with_bank(run_settings(base_folder, tmp_path), "off") | {"gate_dropout": 0.0}
     settings["adapter"] = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
     curves = []
     for packing in (False, True):

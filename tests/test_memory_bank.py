@@ -476,7 +476,7 @@ def test_two_processes_train_as_one(base_folder: str, tmp_path: Path) -> None:
 
 def test_two_processes_recompute_activations(base_folder: str, tmp_path: Path) -> None:
     """A gate that learns after the adapter has no part in the adapter's training, where every gradient is waited for."""
-    settings = run_settings(base_folder, tmp_path)
+    settings = with_bank(run_settings(base_folder, tmp_path), "off")
     dreams = DreamsConfig(count=16, prompt_tokens=12, answer_tokens=4, gate_steps=8)
     settings |= {"batch_size": 4, "gate": "query_aware", "gradient_checkpointing": True, "dreams": dreams}
     config = TrainConfig(**{**settings, "max_steps": 3}, output_dir=str(tmp_path / "both"))
