@@ -15,7 +15,6 @@ from imsm.data.dresses import dresses
 from imsm.data.turns import turn_opener
 from imsm.dreams import dream, read_anchors
 from imsm.errors import InputError
-from imsm.gates import GATES
 from imsm.model import SiameseForCausalLM
 from imsm.samples import Sample
 from imsm.settings import TrainConfig
@@ -68,7 +67,7 @@ def dreams_of(
 
 def refits(config: TrainConfig) -> bool:
     """Whether the gate is fitted to the finished adapter."""
-    return config.two_phases and bool(list(GATES[config.gate_name](2, 1, 0.0).parameters()))
+    return config.reads("dreams.gate_steps")
 
 
 def learn_from_dreams(
