@@ -219,17 +219,16 @@ GATES: dict[str, type[nn.Module]] = {
 }
 
 
-def refuse_gate(name: str, hidden_size: int, rank: int, dropout: float) -> None:
-    """Raises `InputError` for an unknown name, a rank that is not in [1, hidden_size), a dropout outside [0, 1)."""
+def build_gate(name: str, hidden_size: int, rank: int, dropout: float) -> nn.Module:
+    """The gate `name` for memories of width `hidden_size`.
+
+    Raises:
+        InputError: an unknown name, a rank that is not in [1, hidden_size), a dropout outside [0, 1).
+    """
     if name not in GATES:
         raise InputError(f"gate must be one of {', '.join(GATES)}, got {name!r}")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank < hidden_size:
         raise InputError(f"gate_rank must be a positive integer below the hidden size {hidden_size}, got {rank!r}")
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise InputError(f"gate_dropout must be a number in [0, 1), got {dropout!r}")
-
-
-def build_gate(name: str, hidden_size: int, rank: int, dropout: float) -> nn.Module:
-    """The gate `name` for memories of width `hidden_size`. Errors as for `refuse_gate`."""
-    refuse_gate(name, hidden_size, rank, dropout)
     return GATES[name](hidden_size, rank, dropout)

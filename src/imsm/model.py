@@ -21,7 +21,7 @@ from imsm.config import DEFAULT_TASK, SiameseConfig
 from imsm.decoding import TwinGenerationMixin, twin_cache
 from imsm.dispatch import TaskCalls, by_task
 from imsm.errors import InputError
-from imsm.gates import Mix, build_gate, refuse_gate
+from imsm.gates import Mix, build_gate
 from imsm.lock import CallLock
 from imsm.loss import answer_loss
 from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
@@ -128,7 +128,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
             gate_dropout=gate_dropout,
             tasks=[task],
         )
-        refuse_gate(gate, config.hidden_size, gate_rank, gate_dropout)  # before the base is touched
+        build_gate(gate, config.hidden_size, gate_rank, gate_dropout)  # refuse before the base is touched
         return cls(config, attach_adapter(model, peft_config, task))
 
     @classmethod
