@@ -161,6 +161,7 @@ def test_info_says_what_a_baseline_is(settings: dict[str, Any], tmp_path: Path) 
         with pytest.raises(InputError) as caught:
             describe(folder)
         assert words in str(caught.value)
+        assert ("make a siamese checkpoint of it: imsm adopt" in str(caught.value)) is (method == "peft")
 
 
 def test_a_siamese_model_still_refuses_corda(settings: dict[str, Any]) -> None:

@@ -71,7 +71,11 @@ def test_the_adapter_is_that_of_plain_peft_and_the_rest_is_the_base(settings: di
         model, tokenizer, task + other
     )
     assert read_yaml(Path(settings["output_dir"]) / "settings.yaml") == TrainConfig(**settings)
-    assert "dreams.count" in (Path(settings["output_dir"]) / "README.md").read_text()
+    card = (Path(settings["output_dir"]) / "README.md").read_text()
+    assert (
+        "dreams.count" in card
+        and "a head leaves to the base model what is not the task, and to the adapter what is" in card
+    )
 
 
 def test_what_a_run_gives_is_the_same_again(settings: dict[str, Any], tmp_path: Path) -> None:

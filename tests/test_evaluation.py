@@ -703,6 +703,10 @@ def test_eval_prints_its_table_and_goes_on(
         (["org/name", "--base", "./nowhere", "--tasks", "banking77"], "base model './nowhere' is not a folder"),
         ([".", "--tasks", "banking77"], ". holds no checkpoint"),
         (["BASE", "--tasks", "mrpc", "--data-root", "nowhere"], "nowhere"),
+        (
+            ["BASE", "--tasks", "TASK", "kept_webq"],
+            "a whole model, which does not say what it was tuned from, so that kept_webq",
+        ),
         (["BASE", "--tasks", "TASK", "--device", "cuda:99"], "device cuda:99 cannot be used"),
     ],
 )

@@ -343,6 +343,23 @@ def arguments(base_folder: str, data_root: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+def test_a_study_that_never_began_gives_its_folder_to_another(
+    arguments: list[str], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = shutil.copytree(data_root, tmp_path / "wrong")
+    (wrong / "cola" / "train.jsonl").write_text('{"input": "of the other root", "output": "yes"}\n')
+    shutil.rmtree(wrong / "mrpc")
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    (tmp_path / "out" / "data" / "mine.txt").touch()
+    only = ["--only", "cola/lora", "--only", "mrpc/lora"]
+    with pytest.raises(InputError, match="no file .*mrpc"):
+        reproduce(["table1", *replace_last(arguments, "--data-root", str(wrong)), *only])
+    monkeypatch.setattr("imsm.reproduce.running.Study.do", lambda self, job: None)
+    assert reproduce(["table1", *arguments, *only, "--no-tables"]) == 0
+    assert "other root" not in (tmp_path / "out" / "data" / "cola.jsonl").read_text()
+    assert (tmp_path / "out" / "data" / "mine.txt").exists()
+
+
 def test_a_table_from_runs_to_figures(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

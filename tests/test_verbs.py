@@ -144,6 +144,12 @@ def test_sampling_follows_its_seed(checkpoint: str, capsys: pytest.CaptureFixtur
         (["CHECKPOINT"], "no prompts given"),
         (["CHECKPOINT", "hi", "--file", "x.txt"], "not both"),
         (["CHECKPOINT", "--file", "missing.txt"], "prompts cannot be read from missing.txt"),
+        (
+            ["CHECKPOINT", "--file", '{"messages": [5]}'],
+            "line 1: 'messages[0]' must be an object with 'role' and 'content'",
+        ),
+        (["CHECKPOINT", "--file", '{"messages": [{"content": "a"}]}'], "line 1: 'messages[0].role' must be one of"),
+        (["CHECKPOINT", "--file", '{"prompt": 5}'], "line 1: 'prompt' must be a text, got"),
         (["CHECKPOINT", "hi", "--max-new-tokens", "0"], "--max-new-tokens must be a positive integer, got 0"),
         (["CHECKPOINT", "hi", "--temperature", "-1"], "--temperature must be 0 (greedy) or positive, got -1.0"),
         (["CHECKPOINT", "hi", "--top-p", "0"], "--top-p must be in (0, 1], got 0.0"),
@@ -158,8 +164,13 @@ def test_bad_input_is_one_line_and_status_2(
     checkpoint: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    file = tmp_path / "prompts.jsonl"
+    if arguments[-1].startswith("{"):
+        file.write_text(arguments[-1])
+        arguments = [*arguments[:-1], str(file)]
     assert imsm_cli.main(["generate", *(checkpoint if a == "CHECKPOINT" else a for a in arguments)]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("imsm: ")]
     assert len(told) == 1 and message in told[0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
+    from imsm.config import SiameseConfig
     from imsm.model import SiameseForCausalLM
 
 
@@ -29,9 +30,9 @@ def render(model: SiameseForCausalLM) -> str:
         "",
         f"# Siamese model on {config.base_model or config.base_model_type}",
         "",
-        "The frozen base model and the same model with an adapter read the same tokens; a learned gate interweaves their "
-        "last hidden states, so that what the base model knew is kept (IMSM, AAAI 2025). This folder holds adapter and "
-        "gate; the base model's weights are loaded from their own place.",
+        f"The frozen base model and the same model with an adapter read the same tokens; {says_who(config)}, so that what the "
+        "base model knew is kept (after IMSM, AAAI 2025). This folder holds what was learnt; the base model's weights are "
+        "loaded from their own place.",
         "",
         "```python",
         "from imsm import SiameseForCausalLM",
@@ -57,6 +58,16 @@ def render(model: SiameseForCausalLM) -> str:
         if values := config.training.get(title):
             lines += ["", f"## {title.capitalize()}", "", *_table(values)]
     return "\n".join(lines) + "\n"
+
+
+def says_who(config: SiameseConfig) -> str:
+    """How the two streams' say is divided, in words."""
+    gate = "a learned gate interweaves their last hidden states"
+    if not config.relevance:
+        return gate
+    own = "the adapter" if config.gate == "tuned" else "the gate"
+    more = "" if config.gate == "tuned" else f"; {gate}"
+    return f"a head leaves to the base model what is not the task, and to {own} what is{more}"
 
 
 def _table(values: dict[str, Any]) -> list[str]:

@@ -257,17 +257,19 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
 
 def other_kind(folder: Path) -> str:
     """What a folder without a gate holds instead of a siamese checkpoint, as the end of a message; empty if unknown."""
+    remedy = ""
     if (folder / LORAMOE).is_file():
         found, loader = "a LoRAMoE checkpoint", "imsm.loramoe.load"
     elif (folder / GATE).is_file():
         return ""
     elif (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         found, loader = "a peft adapter", "peft's PeftModel.from_pretrained"
+        remedy = f"; to make a siamese checkpoint of it: imsm adopt {folder} --data FILE --output DIR"
     elif (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file():
         found, loader = "a plain model", "transformers' AutoModelForCausalLM.from_pretrained"
     else:
         return ""
-    return f"; it holds {found}, which {loader} loads and imsm eval and audit read"
+    return f"; it holds {found}, which {loader} loads and imsm eval and audit read{remedy}"
 
 
 def load(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = (
     "folder or Hub name of a siamese checkpoint, a peft adapter, a LoRAMoE or a plain model; NAME@gate=0.25 fixes a "
-    "siamese model's gate (1: base), NAME@scale=0.5 an adapter's strength (0: base)"
+    "siamese model's gate (1: base), NAME@recall=2 turns its dial, NAME@scale=0.5 sets an adapter's strength (0: base)"
 )
 
 
@@ -45,6 +45,12 @@ def run(argv: list[str]) -> int:
 
     refuse_missing([args.checkpoint], args.base)
     tasks = named_tasks(args)
+    kept = [task.name for task in tasks if task.kind == "kept"]
+    if kept and args.base is None and find_kind(args.checkpoint) == "plain":
+        raise InputError(
+            f"{args.checkpoint} is a whole model, which does not say what it was tuned from, so that {', '.join(kept)} would "
+            "hold it against itself; give the base model with --base NAME"
+        )
     find_kind(args.checkpoint)
     read_data(tasks, args)
     candidate = open_candidate(args.checkpoint, args.base, args.dtype, args.device, args.trust_remote_code)

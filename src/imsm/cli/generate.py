@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from imsm.cli.checkpoint import add_model_arguments, add_sampling_arguments, dial, load_checkpoint, sampling
+from imsm.data.formats import RecordError, read_messages
+from imsm.data.records import type_name
 from imsm.errors import InputError
 from imsm.generation import Prompt, answers
 
@@ -92,8 +94,16 @@ def read_prompts(args: argparse.Namespace) -> list[Any]:
         if not keys:
             raise InputError(f"{args.file} line {number} needs 'prompt', 'input' or 'messages'")
         value = entry[keys[0]]
-        if keys[0] == "messages" and isinstance(value, list) and value[-1].get("role") == "assistant":
-            value = value[:-1]
+        try:
+            if keys[0] == "messages":
+                value = read_messages(value, "messages")
+                value = value[:-1] if value[-1]["role"] == "assistant" else value
+                if not value:
+                    raise RecordError("'messages' has no turn to answer")
+            elif not isinstance(value, str):
+                raise RecordError(f"'{keys[0]}' must be a text, got {type_name(value)}")
+        except RecordError as error:
+            raise InputError(f"{args.file} line {number}: {error}") from error
         prompts.append(value)
     if not prompts:
         raise InputError("no prompts given: pass them as arguments, with --file, or on standard input")

@@ -94,6 +94,10 @@ class Study:
         """Of its evaluation on a task."""
         return self.output / "results" / run.name / f"{task}.json"
 
+    def train_file(self, task: str) -> Path:
+        """Of the records of a task that are trained on."""
+        return self.output / "data" / f"{task}.jsonl"
+
     def speed_file(self, run: Run) -> Path:
         """Of how fast a siamese run decodes."""
         return self.output / "speed" / f"{run.name}.json"
@@ -137,7 +141,12 @@ class Study:
         }
         own = json.loads(json.dumps(facts))
         found = _read(self.output / "study.json")
-        if found is None:
+        begun = any((self.output / part).exists() for part in ("runs", "results", "speed"))
+        if found is None or (found != own and not begun):
+            if found is not None:
+                # What was drawn for a study that came no further may be of other data.
+                for name in TASKS:
+                    self.train_file(name).unlink(missing_ok=True)
             _write(self.output / "study.json", own)
             return
         was, now = (
@@ -216,7 +225,7 @@ class Study:
 
     def _train_file(self, name: str) -> Path:
         """The training records of a task as a file, with the very prompts that it is evaluated on."""
-        file = self.output / "data" / f"{name}.jsonl"
+        file = self.train_file(name)
         if not file.is_file():
             task = TASKS[name]
             hub = None if task.hub is None else replace(task.hub, split="train")

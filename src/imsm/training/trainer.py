@@ -47,7 +47,7 @@ class RunTrainer(Trainer, ABC):
             # Else `Trainer` runs copies of the model in threads, which share what a call keeps on the model.
             print(
                 f"one of {args.n_gpu} GPUs is used; to use all, start with torchrun --nproc-per-node {args.n_gpu} "
-                "--no-python imsm train …",
+                "-m imsm_cli train …",
                 file=sys.stderr,
             )
             args._n_gpu = 1
