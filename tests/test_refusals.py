@@ -189,6 +189,15 @@ def test_a_base_that_carries_an_adapter_merged_or_not() -> None:
         SiameseForCausalLM.from_base(adapted.get_base_model(), lora())
 
 
+def test_an_adapter_s_folder_is_no_base(tmp_path: Path) -> None:
+    """transformers would load the base with the adapter in it."""
+    tiny_base("llama").save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    peft.get_peft_model(base, lora()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"adapter' holds an adapter, where the plain base model .* is needed"):
+        SiameseForCausalLM.from_base(tmp_path / "adapter", lora())
+
+
 def test_an_adapter_that_is_merged_later() -> None:
     model = tiny_siamese("llama", "lora")
     ids = torch.arange(1, 7)[None]

@@ -15,6 +15,7 @@ from test_many_tasks import NAMES, OWNERS, PROMPTS, alone, generate, several
 from zoo import tiny_base
 
 from imsm import InputError, SiameseConfig, SiameseForCausalLM
+from imsm.cli.info import describe
 from imsm.relevance import RelevanceHead
 from imsm_cli import main
 
@@ -39,6 +40,15 @@ ALL = {
     "router.safetensors",
     *(f"tasks/{name}/{file}" for name in NAMES[1:] for file in (*TASK, "task.json")),
 }
+
+
+def test_info_counts_all_tasks(tmp_path: Path) -> None:
+    model = several("query_aware")
+    model.save_pretrained(tmp_path / "model")
+    found = describe(str(tmp_path / "model"))["parameters"]
+    adapters = sum(p.numel() for name, p in model.peft_model.named_parameters() if "lora_" in name)
+    gates = sum(p.numel() for name in NAMES for p in model.part(name).gate.parameters())
+    assert found == {"adapter": f"{adapters:,}", "gate": f"{gates:,}"}
 
 
 @pytest.mark.parametrize("gate", ["query_aware", "tuned"])

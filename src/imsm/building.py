@@ -39,7 +39,7 @@ def load_base(
     """The base model, loaded if a name or folder is given, and its revision if known.
 
     Raises:
-        InputError: it cannot be found, or is no causal language model.
+        InputError: it cannot be found, is no causal language model, or has an adapter in it.
     """
     if not isinstance(base, (str, os.PathLike)):
         output_head(base)
@@ -47,7 +47,7 @@ def load_base(
             raise InputError(
                 f"{', '.join(kwargs)} can only be given with a base's name or folder, not with a loaded model"
             )
-        if isinstance(base, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        if _adapted(base):
             raise InputError(
                 "base already carries an adapter (merged or not); give the plain base model, and the adapter's folder as "
                 "peft_config"
@@ -60,7 +60,17 @@ def load_base(
         raise InputError(
             f"base model {os.fspath(base)!r} cannot be loaded as a causal language model: {first}"
         ) from error
+    if _adapted(model):
+        raise InputError(
+            f"{os.fspath(base)!r} holds an adapter, where the plain base model that it was trained on is needed; give that (imsm "
+            "adopt makes a siamese checkpoint of an adapter)"
+        )
     return model, kwargs.get("revision") or getattr(model.config, "_commit_hash", None)
+
+
+def _adapted(model: nn.Module) -> bool:
+    """Whether there is an adapter in a model, merged or not."""
+    return isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def attach_adapter(

@@ -55,8 +55,8 @@ def describe(name: str) -> dict[str, Any]:
         **({"tasks": ", ".join(config.tasks)} if len(config.tasks) > 1 else {}),
         "recall dial": f"{config.recall:g}",
         "parameters": {
-            "adapter": f"{parameters(folder / ADAPTER):,}",
-            "gate": f"{parameters(folder / GATE):,}",
+            "adapter": f"{parameters(folder, ADAPTER):,}",
+            "gate": f"{parameters(folder, GATE):,}",
         },
         "size": f"{sum(f.stat().st_size for f in files(folder)) / 1e6:.1f} MB without the base",
         "format": config.format_version,
@@ -69,7 +69,10 @@ def files(folder: Path) -> list[Path]:
     return [path for path in (*folder.iterdir(), *folder.glob(f"{TASKS}/*/*")) if path.is_file()]
 
 
-def parameters(path: Path) -> int:
-    """Number of values in a safetensors file, from its header."""
-    with safe_open(path, framework="pt") as file:
-        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a dict)
+def parameters(folder: Path, name: str) -> int:
+    """Number of values in the safetensors files of that name, of all tasks, from their headers."""
+    total = 0
+    for path in (folder / name, *folder.glob(f"{TASKS}/*/{name}")):
+        with safe_open(path, framework="pt") as file:
+            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a dict)
+    return total
