@@ -45,13 +45,12 @@ def run(argv: list[str]) -> int:
 
     refuse_missing([args.checkpoint], args.base)
     tasks = named_tasks(args)
-    kept = [task.name for task in tasks if task.kind == "kept"]
-    if kept and args.base is None and find_kind(args.checkpoint) == "plain":
+    kind, kept = find_kind(args.checkpoint), [task.name for task in tasks if task.kind == "kept"]
+    if kind == "plain" and kept and args.base is None:
         raise InputError(
             f"{args.checkpoint} is a whole model, which does not say what it was tuned from, so that {', '.join(kept)} would "
             "hold it against itself; give the base model with --base NAME"
         )
-    find_kind(args.checkpoint)
     read_data(tasks, args)
     candidate = open_candidate(args.checkpoint, args.base, args.dtype, args.device, args.trust_remote_code)
     try:
