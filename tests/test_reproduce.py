@@ -30,7 +30,7 @@ from imsm.reproduce.plans import ROWS, Run, chosen, make_plan, merged, share
 from imsm.reproduce.processes import lone_environment
 from imsm.reproduce.recipes import Recipe, read_recipe, recipe_names
 from imsm.reproduce.speed import measure
-from imsm.settings import read_yaml
+from imsm.settings import TrainConfig, read_yaml
 from imsm.training import train
 from imsm.training.run import adapter_config
 
@@ -130,6 +130,21 @@ def test_another_training_task() -> None:
         InputError, match="there is no 'tabel1' to reproduce; there are table1, .*; did you mean 'table1'"
     ):
         make_plan("tabel1")
+
+
+def test_methods_that_the_paper_does_not_have_get_rows_of_their_own() -> None:
+    methods = ["lora", "mine", "loramoe"]
+    own = {
+        name: [(row.label, row.baseline) for row in make_plan(name, methods=methods).rows if row.run.method == "mine"]
+        for name in ("table2", "table4", "table6", "figure3")
+    }
+    assert own == {
+        "table2": [("mine", None), ("imsm-mine", "mine")],
+        "table4": [("mine", None), *((f"imsm-mine{gate}", "mine") for gate in ("", "-token", "-average"))],
+        "table6": [(f"imsm-mine-rank{rank}", None) for rank in (4, 8, 16)],
+        "figure3": [("imsm-mine", "loramoe")],
+    }
+    assert "ropes/imsm-mine" in [job.run.name for job in make_plan("table2", methods=methods).jobs()]
 
 
 def test_processes_share_the_runs_and_see_a_device_each() -> None:
@@ -346,17 +361,22 @@ def arguments(base_folder: str, data_root: Path, tmp_path: Path) -> list[str]:
 def test_a_study_that_never_began_gives_its_folder_to_another(
     arguments: list[str], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = shutil.copytree(data_root, tmp_path / "wrong")
-    (wrong / "cola" / "train.jsonl").write_text('{"input": "of the other root", "output": "yes"}\n')
-    shutil.rmtree(wrong / "mrpc")
+    other = shutil.copytree(data_root, tmp_path / "other")
+    lines = (other / "cola" / "train.jsonl").read_text().splitlines()
+    (other / "cola" / "train.jsonl").write_text("\n".join(['{"input": "of the other root", "output": "yes"}', *lines]))
     (tmp_path / "out" / "data").mkdir(parents=True)
     (tmp_path / "out" / "data" / "mine.txt").touch()
-    only = ["--only", "cola/lora", "--only", "mrpc/lora"]
-    with pytest.raises(InputError, match="no file .*mrpc"):
-        reproduce(["table1", *replace_last(arguments, "--data-root", str(wrong)), *only])
-    monkeypatch.setattr("imsm.reproduce.running.Study.do", lambda self, job: None)
-    assert reproduce(["table1", *arguments, *only, "--no-tables"]) == 0
-    assert "other root" not in (tmp_path / "out" / "data" / "cola.jsonl").read_text()
+
+    def no_model(config: TrainConfig) -> None:
+        raise InputError("no such model")
+
+    monkeypatch.setattr("imsm.reproduce.running.train", no_model)
+    drawn = tmp_path / "out" / "data" / "cola.jsonl"
+    for root in (other, data_root):
+        arguments = [*replace_last(arguments, "--data-root", str(root)), "--records", str(len(lines) + 1)]
+        with pytest.raises(InputError, match="no such model"):
+            reproduce(["table1", *arguments, "--only", "cola/lora"])
+        assert ("of the other root" in drawn.read_text()) == (root == other)
     assert (tmp_path / "out" / "data" / "mine.txt").exists()
 
 
@@ -499,6 +519,7 @@ def test_clear_errors(arguments: list[str], base_folder: str, data_root: Path, t
     recipe.write_text("{title: T, paper: P, model: m, architecture: llama, methods: {lora: {}}}")
     with pytest.raises(InputError, match="the recipe .*recipe.yaml has no settings for loramoe"):
         reproduce(["figure3", "--model", str(recipe), "--dry-run"])
-    with pytest.raises(InputError, match=r"there is no file .*ropes.test.jsonl"):
-        reproduce(["table1", *arguments, "--only", "cola/lora", "--only", "ropes/lora"])
+    for how in ([], ["--dry-run"]):
+        with pytest.raises(InputError, match=r"there is no file .*ropes.test.jsonl"):
+            reproduce(["table1", *arguments, "--only", "cola/lora", "--only", "ropes/lora", *how])
     assert not (tmp_path / "out" / "runs").exists(), "data are looked at before the first run"

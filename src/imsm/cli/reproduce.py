@@ -23,13 +23,15 @@ def run(argv: list[str]) -> int:
     from imsm.reproduce.processes import join, run_alone
 
     names = list(paper_tables()) if args.tables == ["all"] else list(dict.fromkeys(args.tables))
-    plans = [make_plan(name, args.trained_on) for name in names]
-    jobs = chosen(merged(plans), args.only)
     study = make_study(args)
+    plans = [make_plan(name, args.trained_on, study.recipe.methods) for name in names]
+    jobs = chosen(merged(plans), args.only)
     for job in jobs:
         if job.run.trained_on is not None:
             study.config(job.run, Path("train.jsonl"))  # a wrong recipe shows before the first run
     if args.dry_run:
+        if args.data_root is not None:
+            study.check_data(jobs)
         show_jobs(jobs, study)
         return 0
     processes = join()
@@ -101,7 +103,11 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         "--batch-size", type=int, default=8, metavar="N", help="records evaluated together (default: 8)"
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's repository brings")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, and what is missing of each")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read the files of --data-root, list the runs and what is missing of each",
+    )
     parser.add_argument("--no-tables", action="store_true", help="do the runs, print no table")
     args = parser.parse_args(argv)
     for flag in ("records", "limit", "epochs", "batch_size"):

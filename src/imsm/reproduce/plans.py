@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -106,6 +107,17 @@ ROWS: dict[str, list[Row]] = {
     "figure4": _PAIRS,
 }
 
+#: The methods that the paper has.
+PAPER_METHODS = {row.run.method for rows in ROWS.values() for row in rows}
+
+
+def _beside_loramoe(method: str) -> list[Row]:
+    return [Row(f"imsm-{method}", Run(method, siamese=True), "loramoe")]
+
+
+#: The rows of a method that the paper does not have, where they are not the adapter and IMSM on it.
+ADDED: dict[str, Callable[[str], list[Row]]] = {"table4": _ablated, "table6": _ranks, "figure3": _beside_loramoe}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -113,15 +125,18 @@ class Plan:
 
     table: the paper's.
     trained_on: by part, the task; None where each column's own task is trained on.
+    added: methods of a recipe that the paper does not have.
     """
 
     table: PaperTable
     trained_on: tuple[str | None, ...]
+    added: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
         """Of every part."""
-        return ROWS[self.table.name]
+        own = ADDED.get(self.table.name, _pair)
+        return [*ROWS[self.table.name], *(row for method in self.added for row in own(method))]
 
     def task(self, part: int, column: Column) -> str | None:
         """The task that a score is of."""
@@ -149,8 +164,13 @@ class Plan:
         return list(jobs.values())
 
 
-def make_plan(name: str, trained_on: str | None = None) -> Plan:
+def make_plan(name: str, trained_on: str | None = None, methods: Iterable[str] = ()) -> Plan:
     """The plan of a table, on request with another task in place of the one that the paper trained on.
+
+    Args:
+        name: of the table.
+        trained_on: the other task.
+        methods: of the recipe; those that the paper does not have get rows below its own.
 
     Raises:
         InputError: there is no such table or task, or the table trains on each of its columns' tasks.
@@ -161,15 +181,16 @@ def make_plan(name: str, trained_on: str | None = None) -> Plan:
             f"there is no {name!r} to reproduce; there are {', '.join(tables)}, or all{nearest(name, tables)}"
         )
     table = tables[name]
+    added = tuple(method for method in methods if method not in PAPER_METHODS)
     tasks = tuple(part.trained_on for part in table.parts)
     if trained_on is None:
-        return Plan(table, tasks)
+        return Plan(table, tasks, added)
     if trained_on not in TASKS or TASKS[trained_on].kind != "answer":
         answered = [task for task in TASKS if TASKS[task].kind == "answer"]
         raise InputError(f"--trained-on must be one of {', '.join(answered)}, got {trained_on!r}")
     if None in tasks:
         raise InputError(f"{name} trains on each of its columns' tasks; leave --trained-on out, or choose with --only")
-    return Plan(replace(table, parts=table.parts[:1]), (trained_on,))
+    return Plan(replace(table, parts=table.parts[:1]), (trained_on,), added)
 
 
 def merged(plans: list[Plan]) -> list[Job]:

@@ -25,6 +25,7 @@ from imsm.evaluation.candidates import Candidate, open_candidate
 from imsm.evaluation.results import TaskResult, read_result
 from imsm.evaluation.running import evaluate
 from imsm.evaluation.sources import load_records
+from imsm.evaluation.task import TaskRecord
 from imsm.evaluation.tasks import TASKS
 from imsm.folders import write_text
 from imsm.reproduce.peak import peak_memory
@@ -172,7 +173,8 @@ class Study:
             load_records(TASKS[task], self.data_root, self.scale.limit, self.scale.seed)
         trained = [job.run.trained_on for job in jobs if "train" in left[job.run] and job.run.trained_on]
         for task in dict.fromkeys(trained):
-            self._train_file(task)
+            if not self.train_file(task).is_file():
+                self._train_records(task)
 
     def config(self, run: Run, train_file: Path) -> TrainConfig:
         """The run's training settings. Errors as for `Recipe.config`."""
@@ -227,16 +229,19 @@ class Study:
         """The training records of a task as a file, with the very prompts that it is evaluated on."""
         file = self.train_file(name)
         if not file.is_file():
-            task = TASKS[name]
-            hub = None if task.hub is None else replace(task.hub, split="train")
-            source = replace(task, file=str(Path(task.file).with_name("train.jsonl")), hub=hub)
-            records = load_records(source, self.data_root, self.scale.records, self.scale.seed)
             lines = [
                 json.dumps({"input": record.prompt, "output": record.references[0]}, ensure_ascii=False)
-                for record in records
+                for record in self._train_records(name)
             ]
             write_text(file, "\n".join(lines) + "\n")
         return file
+
+    def _train_records(self, name: str) -> list[TaskRecord]:
+        """What a task's training file or split has."""
+        task = TASKS[name]
+        hub = None if task.hub is None else replace(task.hub, split="train")
+        source = replace(task, file=str(Path(task.file).with_name("train.jsonl")), hub=hub)
+        return load_records(source, self.data_root, self.scale.records, self.scale.seed)
 
     def _evaluate(self, job: Job, tasks: list[str], timed: bool) -> None:
         dtype = self.recipe.settings.get("dtype", "auto")
