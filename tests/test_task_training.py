@@ -104,6 +104,18 @@ def test_each_run_adds_a_task_and_leaves_those_before(trained: list[Path]) -> No
     assert any(not torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
 
 
+def test_a_further_task_is_learnt_with_the_checkpoints_tokenizer(
+    folder: Path, settings: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """As `imsm adopt` leaves it with the tokenizer that the adapter came with."""
+    own = AutoTokenizer.from_pretrained(folder)
+    own.chat_template = "{# my own #}" + own.chat_template
+    own.save_pretrained(folder)
+    found = train(settings("words", tmp_path / "further", folder, task="further"))
+    assert found.tokenizer.chat_template == own.chat_template
+    assert AutoTokenizer.from_pretrained(tmp_path / "further").chat_template == own.chat_template
+
+
 def test_every_prompt_finds_its_task(trained: list[Path]) -> None:
     for name, checkpoint in zip(RECORDS, trained, strict=True):
         learnt = said(checkpoint, prompts(name), task=name)

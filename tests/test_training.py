@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Day
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
 from zoo import tiny_siamese
 
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, SiameseTrainer, TrainConfig, train
@@ -270,6 +272,27 @@ def test_a_resumed_run_trains_on_the_same_data(settings: dict[str, Any], data_fi
         train(resuming)
     kept.write_text(plan)
     assert train(resuming).metrics["steps"] == 12
+
+
+def test_a_run_is_resumed_on_another_day(
+    settings: dict[str, Any], base_folder: str, tmp_path: Path, day: Day, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """With a chat template that writes the date, which is not always as long."""
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = "<|im_start|>system\n{{ strftime_now('%d %B') }}<|im_end|>\n" + tokenizer.chat_template
+    dated.save_pretrained(shutil.copytree(base_folder, tmp_path / "dated"))
+    said = [[{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": f"{i + i}"}] for i in range(24)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in said))
+    settings |= {"model": str(tmp_path / "dated"), "save_steps": 4}
+    settings["data"] = DataConfig(train=str(tmp_path / "chats.jsonl"), max_length=64)
+    lengths = set()
+    for date in ("30 Apr", "01 May"):
+        day(date)
+        lengths.add(len(dated.apply_chat_template(said[0], return_dict=False)))
+        found = train(TrainConfig(**settings, resume=date == "01 May"))
+        assert found.metrics["steps"] == 12
+        shutil.rmtree(tmp_path / "run" / "checkpoint-12")
+    assert len(lengths) == 2, lengths
 
 
 def test_a_checkpoint_of_before_has_no_plan(settings: dict[str, Any], tmp_path: Path) -> None:

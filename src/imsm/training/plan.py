@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import xxhash
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from imsm.data import Example
+from imsm.data import IGNORED, Example
 from imsm.errors import InputError, first_line
 
 PLAN = "plan.json"
@@ -32,11 +32,20 @@ class Plan:
     examples: str
 
     @classmethod
-    def of(cls, steps: int, processes: int, examples: Sequence[Example]) -> Plan:
-        """The plan of so many steps on these examples."""
+    def of(
+        cls,
+        steps: int,
+        processes: int,
+        examples: Sequence[Example],
+        keep: Callable[[list[int]], list[int]] = lambda ids: ids,
+    ) -> Plan:
+        """The plan of so many steps on these examples; `keep` gives their tokens as they are on every day (`Dates.keep`)."""
         digest = xxhash.xxh3_128()
         for example in examples:
-            digest.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]).tobytes())
+            ids, labels = keep(example.input_ids), example.labels
+            # From the first token that is learnt: what stands before may be as long as the day's date is.
+            learnt = labels[next((place for place, label in enumerate(labels) if label != IGNORED), len(labels)) :]
+            digest.update(array("q", [len(ids), *ids, *learnt]).tobytes())
         return cls(steps, processes, digest.hexdigest())
 
     def write(self, folder: Path) -> None:

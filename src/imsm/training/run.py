@@ -23,6 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from imsm import checkpoint, task_folders
 from imsm.building import has_tokenizer, read_adapter_config
 from imsm.data import AnswerCollator, ExampleSet, load_examples
+from imsm.dates import Dates
 from imsm.errors import InputError, first_line
 from imsm.folders import staged, write_text
 from imsm.model import SiameseForCausalLM
@@ -83,9 +84,7 @@ def train(config: TrainConfig) -> TrainResult:
     folder = Path(config.output_dir)
     processes = join_processes()
     refuse_folder(folder, config)
-    if config.continue_from is not None:
-        refuse_continuation(config)
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config, None if config.continue_from is None else refuse_continuation(config))
     train_set = load_examples(config.data, tokenizer, split="train")
     eval_set = load_examples(config.data, tokenizer, split="eval") if config.data.eval else None
     for found in (train_set, eval_set):
@@ -105,7 +104,7 @@ def train(config: TrainConfig) -> TrainResult:
         train_set = with_replay(train_set, samples, config.retain.share)
     dreams = sampled_dreams(config, base, tokenizer, processes) if config.dreaming else None
     total_steps = steps(config, len(train_set.examples), processes.num_processes)
-    plan = Plan.of(total_steps, processes.num_processes, train_set.examples)
+    plan = Plan.of(total_steps, processes.num_processes, train_set.examples, Dates(tokenizer).keep)
     last = get_last_checkpoint(config.output_dir) if config.resume else None
     done = 0 if last is None else plan.steps_done(Path(last))
     model = build_model(config, base, adapter_config(config.adapter, total_steps), samples)
@@ -231,8 +230,12 @@ def refuse_folder(folder: Path, config: TrainConfig, remedy: str = "continue it 
         )
 
 
-def refuse_continuation(config: TrainConfig) -> None:
-    """Raises `InputError` if a task cannot be added to `continue_from`; before anything is sampled or trained."""
+def refuse_continuation(config: TrainConfig) -> Path:
+    """The folder of `continue_from`.
+
+    Raises:
+        InputError: a task cannot be added to it; before anything is sampled or trained.
+    """
     assert config.continue_from is not None and config.task is not None
     source, its, found = task_folders.entries(config.continue_from)
     if Path(config.output_dir).resolve() == source.resolve():
@@ -248,17 +251,18 @@ def refuse_continuation(config: TrainConfig) -> None:
     for entry in found:
         entry.refuse_unfinished()
         refuse_part(entry.name, paths)
+    return source
 
 
-def load_tokenizer(config: TrainConfig, adapter: Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer in a trained adapter's folder, where there is one, or else the base model's; with a padding token.
+def load_tokenizer(config: TrainConfig, trained: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder of what was trained, where there is one, or else the base model's; with a padding token.
 
     Raises:
         InputError: it cannot be loaded.
     """
     name, revision, source = config.model, config.revision, f"model {config.model!r}"
-    if adapter is not None and has_tokenizer(adapter):
-        name, revision, source = str(adapter), None, f"adapter {str(adapter)!r}"
+    if trained is not None and has_tokenizer(trained):
+        name, revision, source = str(trained), None, repr(str(trained))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
