@@ -6,11 +6,12 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from imsm.errors import InputError
+from imsm.settings.mapping import read_mapping
 
 HERE = Path(__file__).resolve().parent
 
@@ -33,8 +34,27 @@ def run_and_report(
     run.add_argument("--budget-minutes", type=float, default=float("inf"), help="begin no job after this time")
     report = verbs.add_parser("report", help=reports)
     for verb in (run, report):
-        verb.add_argument("--out", type=Path, default=HERE / name / "results", help="folder of the records")
+        verb.add_argument(
+            "--out",
+            type=Path,
+            default=HERE / name / "results",
+            help="folder of the records; what is there is not made again (default: the repository's own)",
+        )
     return made, run, report
+
+
+def plan_content(path: Path, needed: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
+    """What a plan's file says.
+
+    Raises:
+        InputError: it cannot be read, or has other keys.
+    """
+    content = read_mapping(path, "plan", f"a plan as 'key: value' with {', '.join(sorted(needed))}")
+    missing, unknown = needed - set(content), set(content) - needed - optional
+    for what, keys in (("lacks", missing), ("has unknown keys:", unknown)):
+        if keys:
+            raise InputError(f"the plan {path} {what} {', '.join(sorted(map(str, keys)))}")
+    return content
 
 
 def deadline(args: argparse.Namespace) -> float:

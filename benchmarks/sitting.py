@@ -76,6 +76,11 @@ class Sitting(ABC):
         return found
 
 
+def say_done(path: Path) -> None:
+    """That a record is not made again."""
+    say(f"{path} is there already")
+
+
 def say(text: str) -> None:
     """A line of progress."""
     print(text, file=sys.stderr, flush=True)

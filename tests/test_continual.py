@@ -201,8 +201,14 @@ def test_the_plan_is_sound(tmp_path: Path) -> None:
     plan = read_plan()
     assert len(plan.tasks) == 4 and set(plan.methods) == set(METHODS)
     assert read_plan(records=7).training_records == 7
-    for change, message in (({"tasks": ["desks", "x"]}, "the task x"), ({"tasks": ["desks"]}, "two tasks or more")):
+    for change, message in (
+        ({"tasks": ["desks", "x"]}, "the task x"),
+        ({"tasks": ["desks"]}, "two tasks or more"),
+        ({"tesks": ["desks"]}, r"plan\.yaml has unknown keys: tesks"),
+    ):
         path = tmp_path / "plan.yaml"
         path.write_text(yaml.safe_dump({**vars(plan), **change}))
         with pytest.raises(InputError, match=message):
             read_plan(path)
+    with pytest.raises(InputError, match=r"there is no plan file .*none\.yaml"):
+        read_plan(tmp_path / "none.yaml")

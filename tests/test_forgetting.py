@@ -15,6 +15,7 @@ from benchmarks.forgetting.__main__ import main
 from benchmarks.forgetting.run import Runner
 from benchmarks.relevance.sets import SETS
 from imsm import DataConfig
+from imsm.errors import InputError
 from imsm.evaluation.tasks import TASKS, find_tasks
 from imsm.training.models import adapter_config
 
@@ -161,6 +162,22 @@ def test_another_plan_does_not_mix_in(
         runner.write_data()
     assert main(["report", "--out", str(tmp_path / "none")]) == 2
     assert "there are no records" in capsys.readouterr().err
+
+
+def test_wrong_plans(plan_file: Path) -> None:
+    content = yaml.safe_load(plan_file.read_text())
+    del content["target"]
+    plan_file.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"the plan .*plan\.yaml lacks target"):
+        plan.read_plan("tiny", plan_file)
+    name = next(iter(content["methods"]))
+    content["methods"][name]["rates"] = [1]
+    plan_file.write_text(yaml.safe_dump({**content, "target": "banking77"}))
+    with pytest.raises(InputError, match=rf"method {name}: got an unexpected keyword argument 'rates'"):
+        plan.read_plan("tiny", plan_file)
+    plan_file.write_text("target: [")
+    with pytest.raises(InputError, match=r"plan\.yaml line 2 is not YAML|plan\.yaml line 1 is not YAML"):
+        plan.read_plan("tiny", plan_file)
 
 
 @pytest.mark.parametrize("model", ["smollm2", "gemma3"])

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks import machine
+from benchmarks.commands import plan_content
 from benchmarks.continual import scores, sets
 from benchmarks.models import title
-from benchmarks.sitting import EVALUATION_BATCH, Sitting
+from benchmarks.sitting import EVALUATION_BATCH, Sitting, say_done
 from imsm.errors import InputError
 from imsm.evaluation.results import read_result
 from imsm.folders import write_text
@@ -52,9 +51,9 @@ def read_plan(path: Path = PLAN, records: int | None = None) -> Plan:
     """The plan in a file, with another number of training records if that is given.
 
     Raises:
-        InputError: it names tasks or methods that there are not.
+        InputError: it cannot be read, or names tasks or methods that there are not.
     """
-    plan = Plan(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    plan = Plan(**plan_content(path, {field.name for field in fields(Plan)}))
     for kind, given, known in (("task", plan.tasks, sets.SETS), ("method", plan.methods, METHODS)):
         if unknown := [name for name in given if name not in known]:
             raise InputError(f"{path} names the {kind} {', '.join(unknown)}; there are {', '.join(known)}")
@@ -222,6 +221,7 @@ class Runner(Sitting):
         if path.is_file():
             if json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
                 raise InputError(f"{path} was made under another plan; move it away, or give another --out")
+            say_done(path)
             return
         base, _ = self.scored("base", self.folder, self.work / self.model / "base.json")
         found = list(self.rows(method, seed))

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from imsm.errors import InputError
+from benchmarks.commands import plan_content
+from imsm.errors import InputError, first_line
 
 PLAN = Path(__file__).resolve().parent / "plan.yaml"
 
@@ -103,13 +102,17 @@ def read_plan(model: str, path: Path = PLAN) -> Plan:
     """The plan for a model: all methods, or those that the plan names for it. Task files are looked for beside it.
 
     Raises:
-        InputError: a method is named that the plan has not.
+        InputError: the file cannot be read, or a method is named that it has not.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    common = ("target", "training_records", "validation_records", "limit", "train")
+    content = plan_content(path, {*common, "methods", "models"}, {"reworded", "retained", "limits"})
     methods: dict[str, Method] = {}
     for name, values in content["methods"].items():
         fields: dict[str, Any] = {k: tuple(v) if k in ("seeds", "learning_rates") else v for k, v in values.items()}
-        methods[name] = Method(name, **fields)
+        try:
+            methods[name] = Method(name, **fields)
+        except TypeError as error:
+            raise InputError(f"the plan {path}: method {name}: {first_line(error).partition('() ')[2]}") from error
     own = content["models"].get(model, {})
     for name in own.get("methods", ()):
         if name not in methods:
@@ -125,6 +128,5 @@ def read_plan(model: str, path: Path = PLAN) -> Plan:
         )
         for group in ("reworded", "retained")
     }
-    common = ("target", "training_records", "validation_records", "limit", "train")
     limits = content.get("limits", {})
     return Plan(**{key: content[key] for key in common}, **tasks, limits=limits, methods=methods)

@@ -15,7 +15,7 @@ from benchmarks.forgetting import records
 from benchmarks.forgetting.job import VALIDATION
 from benchmarks.forgetting.plan import Method, Plan, train_config
 from benchmarks.models import title
-from benchmarks.sitting import EVALUATION_BATCH, Sitting
+from benchmarks.sitting import EVALUATION_BATCH, Sitting, say_done
 from imsm.errors import InputError
 from imsm.evaluation.balance import balance
 from imsm.evaluation.comparison import compare
@@ -209,6 +209,7 @@ class Runner(Sitting):
             return False
         if records.read(path).settings != json.loads(json.dumps(settings)):
             raise InputError(f"{path} was made under another plan; move it away, or give another --out")
+        say_done(path)
         return True
 
     def keep(
