@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import imsm
 import imsm_cli
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, adopt, folders
-from imsm.building import ADAPTER, ADAPTER_CONFIG, fetch_adapter
+from imsm.building import ADAPTER, ADAPTER_CONFIG, fetch_adapter, has_tokenizer
+from imsm.checkpoint import read_config
 from imsm.data.turns import prompt_and_answer
 from imsm.dreams import dream
 from imsm.evaluation.answering import asked
@@ -249,6 +250,25 @@ def test_the_hub_is_asked_for_the_tokenizer(adapter: str, monkeypatch: pytest.Mo
     for name in (ADAPTER, ADAPTER_CONFIG, "tokenizer_config.json", "tokenizer.model", "chat_template.jinja"):
         assert any(fnmatch(name, pattern) for pattern in patterns)
     assert not any(fnmatch("training_args.bin", pattern) for pattern in patterns)
+
+
+def test_the_hub_is_asked_for_a_checkpoints_tokenizer(
+    printed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = printed
+
+    def snapshot(name: str, allow_patterns: list[str], **_: Any) -> str:
+        for path in folder.rglob("*"):
+            inside = path.relative_to(folder).as_posix()
+            if path.is_file() and any(fnmatch(inside, pattern) for pattern in allow_patterns):
+                (tmp_path / "hub" / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, tmp_path / "hub" / inside)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(folders, "snapshot_download", snapshot)
+    found, _ = read_config("org/checkpoint", {})
+    assert found == tmp_path / "hub" and has_tokenizer(found)
+    assert not list(found.rglob("audit*"))
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
 from collections.abc import Iterator
@@ -312,6 +313,41 @@ def test_threads_do_not_take_each_others_tasks() -> None:
         thread.join()
     assert found == [[answer] * 5 for answer in wanted]
     assert owners == [["red"]] * 15
+
+
+def test_a_task_is_set_between_calls() -> None:
+    """Of another thread, too: a call that has begun ends with the task that it began with."""
+    model = several()
+    wanted = generate(model, PROMPTS[:2], task="red")
+    layer, seen, threads = model.base.get_decoder().layers[0], [], []
+
+    def meddle(*_: Any) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=setattr, args=(model, "task", "green")))
+            threads[0].start()
+            threads[0].join(timeout=0.2)
+        seen.append(model.active)
+
+    hook = layer.register_forward_hook(meddle)
+    assert generate(model, PROMPTS[:2], task="red") == wanted
+    hook.remove()
+    threads[0].join()
+    assert set(seen) == {"red"} and model.task == "green"
+
+
+def test_a_base_model_is_given_what_it_takes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose forward takes no further arguments, as of code from the Hub."""
+    model = several()
+    wanted = generate(model, PROMPTS), generate(model, PROMPTS[:2], task="red")
+    inner = type(model.base).forward
+    names = [name for name in inspect.signature(inner).parameters if name != "kwargs"]
+
+    def closed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        assert set(kwargs) <= set(names), kwargs.keys()
+        return inner(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.base), "forward", closed)
+    assert (generate(model, PROMPTS), generate(model, PROMPTS[:2], task="red")) == wanted
 
 
 def test_the_dial_shifts_all_heads_alike() -> None:

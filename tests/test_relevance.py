@@ -430,6 +430,21 @@ def test_a_turn_is_decided_alike_however_it_is_read(before: list[int]) -> None:
         assert_same(losses[1], losses[2])
 
 
+def test_a_row_is_judged_alike_whatever_stands_beside_it() -> None:
+    """Beside a row of two answers, whose query is not one prompt."""
+    model, leave = talker()
+    for turn, base in zip(WORDS, leave, strict=True):
+        talk = conversation([WORDS[0], turn])
+        ids = torch.tensor([[*talk, 40, 41, 42], [*talk, 40, 41, 42]])
+        labels = torch.full_like(ids, -100)
+        labels[:, len(talk) :] = ids[:, len(talk) :]
+        labels[1, 3] = ids[1, 3]
+        with torch.no_grad():
+            gate = model(ids, labels=labels, output_gate=True).gate
+            alone = model(ids[:1], labels=labels[:1], output_gate=True).gate
+        assert torch.equal(gate[0], alone[0]) and bool((gate[0] == float(base)).all())
+
+
 def test_a_settled_cache_says_why_a_stream_is_missing() -> None:
     model, _ = talker()
     for turn in WORDS:

@@ -338,7 +338,10 @@ USES: list[tuple[str, Any, list[tuple[dict[str, Any], str]], list[dict[str, Any]
     (
         "retain.samples",
         9,
-        [({"retain": {"kind": "replay"}}, "with retain.kind: replay: use")],
+        [
+            ({"retain": {"kind": "replay"}}, "with retain.kind: replay: use"),
+            ({"method": "full"}, "use method: peft and retain.kind: kl_samples or kl_dreams"),
+        ],
         [{"retain": {"kind": "kl_dreams"}}, {"method": "peft", "adapter": CORDA}],
     ),
     (

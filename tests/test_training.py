@@ -274,6 +274,20 @@ def test_a_resumed_run_trains_on_the_same_data(settings: dict[str, Any], data_fi
     assert train(resuming).metrics["steps"] == 12
 
 
+def test_what_a_resumed_run_no_longer_reads_may_be_left_out(settings: dict[str, Any], tmp_path: Path) -> None:
+    """As of the memory bank, which may be given up when the disk is full."""
+    train(TrainConfig(**settings, max_steps=1, memory_bank_dtype="bfloat16"))
+    assert train(TrainConfig(**settings, max_steps=1, memory_bank="off", resume=True)).metrics["steps"] == 1
+    with pytest.raises(InputError, match="memory_bank_dtype was 'auto', now 'float32'"):
+        train(TrainConfig(**settings, max_steps=1, memory_bank_dtype="float32", resume=True))
+    kept = tmp_path / "run" / "settings.yaml"
+    kept.write_text(kept.read_text() + "method: peft\ngate_learning_rate: 0.1\n")
+    with pytest.raises(
+        InputError, match=r"cannot be resumed, its settings\.yaml is not of this version: .*another folder"
+    ):
+        train(TrainConfig(**settings, max_steps=1, memory_bank="off", resume=True))
+
+
 def test_a_run_is_resumed_on_another_day(
     settings: dict[str, Any], base_folder: str, tmp_path: Path, day: Day, tokenizer: PreTrainedTokenizerBase
 ) -> None:

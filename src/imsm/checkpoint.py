@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from imsm import building, card
-from imsm.building import ADAPTER, ADAPTER_CONFIG
+from imsm.building import ADAPTER, ADAPTER_CONFIG, TOKENIZER
 from imsm.config import FORMAT_VERSION, ONE_TASK, SiameseConfig
 from imsm.errors import InputError, first_line
 from imsm.folders import fetch, staged
@@ -229,7 +229,7 @@ def read_config(name: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Path
     """
     folder = fetch(
         name,
-        (*REQUIRED, RELEVANCE, QUERIES, ROUTER, f"{TASKS}/*", GENERATION, LORAMOE),
+        (*REQUIRED, RELEVANCE, QUERIES, ROUTER, f"{TASKS}/*", GENERATION, LORAMOE, *TOKENIZER),
         "checkpoint",
         hub,
     )

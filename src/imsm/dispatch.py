@@ -131,7 +131,8 @@ class TaskCalls(Tasks):
         if len(self.tasks) == 1 and task is None:
             return run(inputs, *args, **kwargs)
         bound = dict(GENERATE.bind(self, inputs, *args, **kwargs).arguments)
-        kwargs = {**bound, **bound.pop("kwargs", {})}
+        more = bound.pop("kwargs", {})
+        kwargs = {**bound, **more}
         inputs = kwargs.pop("inputs")
         del kwargs["self"]
         if inputs is None:
@@ -336,6 +337,7 @@ def by_task(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(self, *args, **kwargs)
         given = dict(signature.bind(self, *args, **kwargs).arguments)
         given.pop("self")
-        return self._forward_by_task(forward, {**given, **given.pop("kwargs", {})})
+        more = given.pop("kwargs", {})
+        return self._forward_by_task(forward, {**given, **more})
 
     return routed

@@ -338,7 +338,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 past_count=None if past is None else past.count,
             )
         turn = cut = None
-        if queries is not None and queries.prompts and self.relevance is not None and input_ids is not None:
+        if self.relevance is not None and input_ids is not None and queries is not None and queries.prompts is not None:
             said = (input_ids.to(device), queries.inside)
             said = said if cache is None else cache.conversation(*said)
             cut = last_turns(*said, self.config.relevance_turn)
@@ -353,8 +353,8 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 wide = self.streams.widened(base) if widened is None else widened
             if how.force is None and self.pools_query:
                 query = pooled(queries, wide, tuned, cache, self.relevance is not None)
-                if turn is not None and query[0] is not None:
-                    query = (torch.cat([query[0][..., : self.config.hidden_size], turn], dim=-1), query[1])
+                if turn is not None and query[0] is not None and queries is not None:
+                    query = (queries.judged_by(turn, query[0], self.config.hidden_size), query[1])
             if cache is not None:
                 if queries is not None and queries.whole and how.force is None:
                     cache.query = query

@@ -103,7 +103,7 @@ class Queries:
     kept: which of T positions are wanted, with `within`.
     within: every position has a boundary, few of which differ.
     whole: the query stays as it is for the rest of the answer.
-    prompts: each row has one, which is a prompt whose end is known.
+    prompts: (B,) bool, the rows that have one alone, a prompt whose end is known; None: none has.
     """
 
     attended: Tensor
@@ -112,7 +112,7 @@ class Queries:
     kept: slice | Tensor = field(default_factory=lambda: slice(None))
     within: bool = False
     whole: bool = False
-    prompts: bool = False
+    prompts: Tensor | None = None
 
     @property
     def inside(self) -> Tensor:
@@ -146,6 +146,21 @@ class Queries:
         return torch.cat(
             [mean, ends(memory, self.attended, boundary, first, None if past is None else past.end)], dim=-1
         )
+
+    def judged_by(self, turn: Tensor, query: Tensor, width: int) -> Tensor:
+        """Queries such that a relevance head judges the rows of one prompt by the prompt's last turn.
+
+        Args:
+            turn: (B, 1, F), what the head reads of it.
+            query: (B, K or 1, F), what it reads of the whole query.
+            width: d, of what a gate reads of the query.
+
+        Returns:
+            (B, K or 1, d + F): the gate reads the first values, the head the last.
+        """
+        assert self.prompts is not None
+        read = torch.where(self.prompts[:, None, None], turn, query)
+        return torch.cat([query[..., :width], read], dim=-1)
 
 
 def pooled(
@@ -210,12 +225,14 @@ def kept_queries(
     elif prompt_length is not None and prompt_length <= seen + length:
         last = max(prompt_length - 1 - seen, 0)
     if last is not None:
-        return Queries(attended, torch.full((batch, 1), last, device=attended.device), whole=True, prompts=True)
+        boundary = torch.full((batch, 1), last, device=attended.device)
+        return Queries(attended, boundary, whole=True, prompts=torch.ones_like(boundary[:, 0], dtype=torch.bool))
     if labels is not None:
         boundary = answer_boundaries(labels, attended, past_count, first)
-        if first is None and bool((boundary == boundary[:, :1]).all()):
-            return Queries(attended, boundary[:, :1], prompts=True)
-        return Queries(attended, boundary, first, within=past_count is None)
+        single = None if first is not None else (boundary == boundary[:, :1]).all(dim=1)
+        if single is not None and bool(single.all()):
+            return Queries(attended, boundary[:, :1], prompts=single)
+        return Queries(attended, boundary, first, within=past_count is None, prompts=single)
     boundary = torch.arange(length, device=attended.device).expand(batch, -1)
     if first is not None:
         return Queries(attended, boundary, first, kept, within=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from imsm.building import add_adapter
 from imsm.errors import InputError
 from imsm.gates import build_gate
+from imsm.lock import in_turn
 from imsm.mixing import Recall, is_other
 from imsm.relevance import RelevanceHead
 from imsm.routing import Router, fit_router, pick, store
@@ -85,6 +86,7 @@ class Tasks:
         return self._chosen
 
     @task.setter
+    @in_turn
     def task(self, name: str | None) -> None:
         if name is not None:
             self.activate(name)
@@ -103,6 +105,7 @@ class Tasks:
         settings = {key: getattr(self.config, key) for key in OWN}
         return Task(self.gate, self.relevance, self.queries, settings)
 
+    @in_turn
     def activate(self, name: str) -> None:
         """Makes a task the active one.
 
@@ -123,6 +126,7 @@ class Tasks:
         for key, value in task.settings.items():
             setattr(self.config, key, value)
 
+    @in_turn
     def add_task(
         self,
         name: str,
@@ -158,6 +162,7 @@ class Tasks:
         self._chosen = name
         self.refit_router()
 
+    @in_turn
     def place_task(
         self, name: str, peft_config: PeftConfig | str | os.PathLike[str], task: Task, *, new: bool = True
     ) -> None:
@@ -175,6 +180,7 @@ class Tasks:
         self.config.tasks = [*self.tasks, name]
         self._take(task)
 
+    @in_turn
     def remove_task(self, name: str) -> None:
         """Takes a task away, its adapter too.
 
@@ -197,6 +203,7 @@ class Tasks:
 
     # -- telling them apart ------------------------------------------------------------------------------------------
 
+    @in_turn
     def set_relevance(self, head: RelevanceHead | None, depths: Sequence[int] = (), opener: Sequence[int] = ()) -> None:
         """Puts a relevance head in front of the active task's gate; None takes it away.
 
@@ -226,6 +233,7 @@ class Tasks:
         """What the heads read besides the memory, and what opens a user's turn for them."""
         return list(self.config.relevance_depths), list(self.config.relevance_turn)
 
+    @in_turn
     def set_queries(self, queries: Tensor | None) -> None:
         """Stores some of the active task's frozen pooled queries (N, F), by which it is told from other tasks."""
         self.queries = None if queries is None else store(queries)

@@ -36,7 +36,7 @@ class Renderer:
     """Turns pairs and conversations into examples.
 
     Args:
-        tokenizer: the base model's tokenizer.
+        tokenizer: of the base model, or of the adapter or checkpoint that is gone on with.
         add_eos: end answers with the end-of-sequence token, unless the chat template ends them.
         max_length: tokens of the longest record that is rendered, `data.max_length`; None for no limit.
 

@@ -58,11 +58,12 @@ def _bank(config: TrainConfig) -> Obstacle:
 
 def _retained(*kinds: str, corda: bool = False) -> When:
     """The kinds of `retain` that read a setting, and whether CorDA does without any."""
-    needs = f"use retain.kind: {' or '.join(kinds)}"
 
     def when(config: TrainConfig) -> Obstacle:
-        read = config.retain.kind in kinds or (corda and config.corda)
-        return None if read else (f"with retain.kind: {config.retain.kind}", needs)
+        if config.retain.kind in kinds or (corda and config.corda):
+            return None
+        method = "" if config.method in ("peft", "imsm") or "replay" in kinds else "method: peft and "
+        return f"with retain.kind: {config.retain.kind}", f"use {method}retain.kind: {' or '.join(kinds)}"
 
     return when
 

@@ -220,8 +220,14 @@ def refuse_folder(folder: Path, config: TrainConfig, remedy: str = "continue it 
         return
     if not before.is_file():
         raise InputError(f"there is no run to resume in {folder}: {SETTINGS} is missing")
-    old, new = asdict(read_yaml(before)), asdict(config)
-    changed = [key for key in new if key not in FREE_ON_RESUME and new[key] != old[key]]
+    try:
+        old, new = asdict(read_yaml(before)), asdict(config)
+    except InputError as error:
+        raise InputError(
+            f"the run in {folder} cannot be resumed, its {SETTINGS} is not of this version: {error}; start anew in another folder"
+        ) from error
+    # What a free setting has put out of use may differ, too.
+    changed = [key for key in new if key not in FREE_ON_RESUME and new[key] != old[key] and config.reads(key)]
     if changed:
         raise InputError(
             f"the run in {folder} has other settings: "
