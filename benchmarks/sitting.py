@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks import measure
 from benchmarks.models import title
+from imsm.errors import InputError
 
 #: Records that are evaluated together.
 EVALUATION_BATCH = 16
@@ -76,9 +79,23 @@ class Sitting(ABC):
         return found
 
 
-def say_done(path: Path) -> None:
-    """That a record is not made again."""
+def is_done(path: Path, settings: dict[str, Any], made_under: Callable[[Path], Any]) -> bool:
+    """Whether a record is there, which then is said.
+
+    Args:
+        path: the record.
+        settings: of the plan.
+        made_under: gives those of a record.
+
+    Raises:
+        InputError: it was made under another plan.
+    """
+    if not path.is_file():
+        return False
+    if made_under(path) != json.loads(json.dumps(settings)):
+        raise InputError(f"{path} was made under another plan; move it away, or give another --out")
     say(f"{path} is there already")
+    return True
 
 
 def say(text: str) -> None:

@@ -445,6 +445,19 @@ def test_a_row_is_judged_alike_whatever_stands_beside_it() -> None:
         assert torch.equal(gate[0], alone[0]) and bool((gate[0] == float(base)).all())
 
 
+def test_rows_of_several_answers_are_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their turns are not what the head judges, so none is read alone."""
+    model, _ = talker()
+    ids = torch.tensor([[*conversation(WORDS[:2]), 40, 41, 42]] * 2)
+    labels = torch.full_like(ids, -100)
+    labels[:, -3:], labels[:, 3] = ids[:, -3:], ids[:, 3]
+    read: list[Any] = []
+    monkeypatch.setattr(model.streams, "frozen_query", lambda *turns: read.append(turns))
+    with torch.no_grad():
+        assert torch.isfinite(model(ids, labels=labels).loss)
+    assert not read
+
+
 def test_a_settled_cache_says_why_a_stream_is_missing() -> None:
     model, _ = talker()
     for turn in WORDS:

@@ -13,7 +13,7 @@ from benchmarks import machine
 from benchmarks.commands import plan_content
 from benchmarks.continual import scores, sets
 from benchmarks.models import title
-from benchmarks.sitting import EVALUATION_BATCH, Sitting, say_done
+from benchmarks.sitting import EVALUATION_BATCH, Sitting, is_done
 from imsm.errors import InputError
 from imsm.evaluation.results import read_result
 from imsm.folders import write_text
@@ -218,10 +218,7 @@ class Runner(Sitting):
         """One record: the method's matrix, and what it says."""
         path = self.out / self.model / f"{method}-seed-{seed}.json"
         settings = {key: value for key, value in asdict(self.plan).items() if key not in ("methods", "seeds")}
-        if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
-                raise InputError(f"{path} was made under another plan; move it away, or give another --out")
-            say_done(path)
+        if is_done(path, settings, lambda path: json.loads(path.read_text(encoding="utf-8"))["settings"]):
             return
         base, _ = self.scored("base", self.folder, self.work / self.model / "base.json")
         found = list(self.rows(method, seed))

@@ -15,7 +15,7 @@ from benchmarks.forgetting import records
 from benchmarks.forgetting.job import VALIDATION
 from benchmarks.forgetting.plan import Method, Plan, train_config
 from benchmarks.models import title
-from benchmarks.sitting import EVALUATION_BATCH, Sitting, say_done
+from benchmarks.sitting import EVALUATION_BATCH, Sitting, is_done
 from imsm.errors import InputError
 from imsm.evaluation.balance import balance
 from imsm.evaluation.comparison import compare
@@ -171,7 +171,7 @@ class Runner(Sitting):
         """The base model's record."""
         path = self.out / self.model / "base.json"
         settings = self.plan.settings
-        if not self.done(path, settings):
+        if not is_done(path, settings, made_under):
             output = self.base_result(again=True)
             self.keep(path, output, Method("base", "base model", "", {}, (0,)), 0, "", None, {}, {}, settings)
 
@@ -189,7 +189,7 @@ class Runner(Sitting):
         """One record: the method's checkpoint of that seed, trained at its best rate, on the test records."""
         path = self.out / self.model / f"{method.name}-seed-{seed}{varied}.json"
         settings = {**self.plan.settings, "method": method.train}
-        if self.done(path, settings):
+        if is_done(path, settings, made_under):
             return
         self.base_result()
         rate, tried = self.rate(method)
@@ -198,19 +198,6 @@ class Runner(Sitting):
         self.evaluation(method, folder, output, varied, self.plan.tasks, self.data_root, self.plan.limit)
         training = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         self.keep(path, output, method, seed, varied, rate, tried, training, settings)
-
-    def done(self, path: Path, settings: dict[str, Any]) -> bool:
-        """Whether a record is there.
-
-        Raises:
-            InputError: it was made under another plan.
-        """
-        if not path.is_file():
-            return False
-        if records.read(path).settings != json.loads(json.dumps(settings)):
-            raise InputError(f"{path} was made under another plan; move it away, or give another --out")
-        say_done(path)
-        return True
 
     def keep(
         self,
@@ -247,3 +234,8 @@ class Runner(Sitting):
             versions=machine.versions(),
             machine=machine.machine(),
         ).save(path)
+
+
+def made_under(path: Path) -> dict[str, Any]:
+    """The settings of a record."""
+    return records.read(path).settings

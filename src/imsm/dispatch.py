@@ -130,11 +130,8 @@ class TaskCalls(Tasks):
         run: Any = super().generate  # type: ignore[misc]
         if len(self.tasks) == 1 and task is None:
             return run(inputs, *args, **kwargs)
-        bound = dict(GENERATE.bind(self, inputs, *args, **kwargs).arguments)
-        more = bound.pop("kwargs", {})
-        kwargs = {**bound, **more}
+        kwargs = named(GENERATE, self, inputs, *args, **kwargs)
         inputs = kwargs.pop("inputs")
-        del kwargs["self"]
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
         name = task or self._called or self.task
@@ -326,6 +323,14 @@ def prompt_tokens(given: dict[str, Any], ids: Tensor) -> Tensor:
     return torch.where(inside.any(dim=1, keepdim=True), inside, attended)
 
 
+def named(signature: inspect.Signature, model: Any, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call of one of the model's methods by their names, without the model itself."""
+    given = dict(signature.bind(model, *args, **kwargs).arguments)
+    del given["self"]
+    more = given.pop("kwargs", {})
+    return {**given, **more}
+
+
 def by_task(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A model's `forward`, such that with several tasks every row is run by its own; calls of several threads wait."""
     signature = inspect.signature(forward)
@@ -335,9 +340,6 @@ def by_task(forward: Callable[..., Any]) -> Callable[..., Any]:
     def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
         if len(self.config.tasks) == 1 and kwargs.get("task") is None:
             return forward(self, *args, **kwargs)
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
-        given.pop("self")
-        more = given.pop("kwargs", {})
-        return self._forward_by_task(forward, {**given, **more})
+        return self._forward_by_task(forward, named(signature, self, *args, **kwargs))
 
     return routed

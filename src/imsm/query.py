@@ -232,6 +232,8 @@ def kept_queries(
         single = None if first is not None else (boundary == boundary[:, :1]).all(dim=1)
         if single is not None and bool(single.all()):
             return Queries(attended, boundary[:, :1], prompts=single)
+        if single is not None and not bool(single.any()):
+            single = None
         return Queries(attended, boundary, first, within=past_count is None, prompts=single)
     boundary = torch.arange(length, device=attended.device).expand(batch, -1)
     if first is not None:

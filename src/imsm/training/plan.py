@@ -12,7 +12,8 @@ import xxhash
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from imsm.data import IGNORED, Example
+from imsm.data import Example
+from imsm.data.turns import prompt_and_answer
 from imsm.errors import InputError, first_line
 
 PLAN = "plan.json"
@@ -42,9 +43,9 @@ class Plan:
         """The plan of so many steps on these examples; `keep` gives their tokens as they are on every day (`Dates.keep`)."""
         digest = xxhash.xxh3_128()
         for example in examples:
-            ids, labels = keep(example.input_ids), example.labels
-            # From the first token that is learnt: what stands before may be as long as the day's date is.
-            learnt = labels[next((place for place, label in enumerate(labels) if label != IGNORED), len(labels)) :]
+            ids = keep(example.input_ids)
+            # Labels of what stands before the first answer are as many as the day's date has tokens.
+            learnt = example.labels[len(prompt_and_answer(example)[0]) :]
             digest.update(array("q", [len(ids), *ids, *learnt]).tobytes())
         return cls(steps, processes, digest.hexdigest())
 
