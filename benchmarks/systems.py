@@ -102,7 +102,7 @@ def generate(system: System, model: Any, ids: Any, new_tokens: int, **settings: 
     if system.query is not None:
         from imsm.relevance import RelevanceHead
 
-        head = RelevanceHead(model.config.hidden_size)
+        head = RelevanceHead(2 * model.config.hidden_size)
         head.bias.fill_(1.0 if system.query == "base" else -1.0)
         model.set_relevance(head)
     if system.compiled:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from zoo import tiny_base, tiny_siamese
+from zoo import tiny_siamese
 
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
 from imsm.data import AnswerCollator, load_examples
@@ -181,16 +181,7 @@ def test_queries_of_a_batch_are_those_of_each_prompt() -> None:
             model(torch.tensor([prompt]), output_memories=True, use_cache=False).base_memory[0] for prompt in prompts
         ]
         alone = torch.stack([torch.cat([memory.mean(dim=0), memory[-1]]) for memory in memories])
-        torch.testing.assert_close(frozen_queries(model, prompts), alone, atol=1e-5, rtol=1e-5)
-        model.streams.read_depths([0, 1])
-        base = tiny_base("gemma3")
-        states = [base(torch.tensor([prompt]), output_hidden_states=True).hidden_states for prompt in prompts]
-    found = frozen_queries(model, prompts).unflatten(1, (2, 3, -1))  # mean and last, of memory and two depths
-    torch.testing.assert_close(found[:, :, 0].flatten(1), alone, atol=1e-5, rtol=1e-5)
-    for depth in range(min(2, len(base.model.layers) - 1)):  # the last of the hidden states is behind the final norm
-        behind = [state[depth + 1][0] for state in states]
-        deeper = torch.stack([torch.stack([state.mean(dim=0), state[-1]]) for state in behind])
-        torch.testing.assert_close(found[:, :, depth + 1], deeper, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frozen_queries(model, prompts), alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_border_of_prompts_that_differ() -> None:

@@ -34,7 +34,7 @@ WORDS = {"red": (1, 5), "green": (16, 20), "blue": (31, 35), None: (46, 52)}
 NAMES = [name for name in WORDS if name is not None]
 
 
-def spoken(name: str | None, count: int, seed: int, least: int = 4, most: int = 10) -> list[list[int]]:
+def spoken(name: str | None, count: int, seed: int, least: int = 8, most: int = 16) -> list[list[int]]:
     """Prompts of a task's words, of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(least, most, (count,), generator=generator).tolist()
@@ -55,11 +55,9 @@ def teach(model: SiameseForCausalLM, name: str) -> None:
         for parameter in learning:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     disturb(model.gate, 0.5, seed)
-    if not model.parked:
-        model.streams.read_depths([0])
     own = frozen_queries(model, spoken(name, 120, seed))
     other = [frozen_queries(model, spoken(rest, 120, seed)) for rest in WORDS if rest != name]
-    model.set_relevance(fit_relevance(own, torch.cat(other)).head, [0])
+    model.set_relevance(fit_relevance(own, torch.cat(other)).head)
     model.set_queries(own)
 
 
@@ -83,7 +81,7 @@ def alone(model: SiameseForCausalLM, name: str, architecture: str = "llama") -> 
     weights = {n.replace(f".{name}.", ".default."): p for n, p in model.peft_model.state_dict().items()}
     made.peft_model.load_state_dict({n: weights[n] for n in made.peft_model.state_dict()})
     made.gate.load_state_dict(part.gate.state_dict())
-    made.set_relevance(part.relevance, [0])
+    made.set_relevance(part.relevance)
     return made.eval()
 
 
@@ -91,6 +89,15 @@ def generate(model: Any, prompts: list[list[int]], **kwargs: Any) -> list[list[i
     batch = padded(prompts)
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, **kwargs}
     return model.generate(batch.ids, attention_mask=batch.mask, **settings)[:, batch.ids.shape[1] :].tolist()
+
+
+def told(model: SiameseForCausalLM, name: str | None, count: int) -> list[list[int]]:
+    """Prompts of a task's words, or of no task's, that the model takes for just that; a random one takes some for another's."""
+    prompts = spoken(name, 60, 7)
+    chosen = model.choose(frozen_queries(model, prompts)[:, None], Recall())
+    found = [prompt for prompt, owner in zip(prompts, chosen, strict=True) if owner == name]
+    assert len(found) >= count
+    return found[:count]
 
 
 @contextmanager
@@ -129,7 +136,7 @@ def test_a_task_is_what_it_would_be_alone_bit_for_bit(gate: str, architecture: s
     model = several(gate, architecture)
     for name in NAMES:
         single = alone(model, name, architecture)
-        for prompt in [*spoken(name, 3, 7), *(others := spoken(None, 2, 7))]:
+        for prompt in [*told(model, name, 3), *(others := told(model, None, 2))]:
             ids = torch.tensor([prompt])
             with torch.no_grad():
                 expected = single(ids, prompt_length=len(prompt)).logits
@@ -241,7 +248,8 @@ def test_rows_are_padded_alike_within_tasks_and_across_them(source: str) -> None
     prompts = PROMPTS[:-1]  # of the first task one alone, which is padded where tasks are put together
     batch, free = padded(prompts), generate(model, prompts)
     end = free[0][1]
-    ends, kwargs = {"eos_token_id": [end, VOCAB - 1]}, {"max_new_tokens": 6, "do_sample": False}
+    unsaid = next(token for token in range(VOCAB) if all(token not in row for row in free))
+    ends, kwargs = {"eos_token_id": [end, unsaid]}, {"max_new_tokens": 6, "do_sample": False}
     own = model.generation_config
     own.pad_token_id, own.eos_token_id = None, 9
     if source == "an argument":
@@ -460,7 +468,7 @@ def test_a_task_without_a_head_answers_only_by_its_name() -> None:
     model.task = None
     assert generate(model, PROMPTS) == said
     model.activate("blue")
-    model.set_relevance(RelevanceHead(128), [0])
+    model.set_relevance(RelevanceHead(64))
     with pytest.raises(InputError, match="task 'blue' has no stored queries.*imsm adopt"):
         model.add_task("more", LoraConfig(r=4))
 
@@ -595,10 +603,12 @@ def test_adapters_that_do_not_go_together_leave_the_model_as_it_was() -> None:
 def test_heads_of_all_tasks_read_the_same() -> None:
     model = several()
     with pytest.raises(InputError, match="the heads of all tasks read the same"):
-        model.set_relevance(RelevanceHead(192), [0, 1])
+        model.set_relevance(RelevanceHead(64), [7, 8])
+    with pytest.raises(InputError, match="reads 2 x 32 values.*this one reads 128"):
+        model.set_relevance(RelevanceHead(128))
     model.activate("red")
     model.set_relevance(None)
-    assert model.rivals == ["green", "blue"] and model.reads == ([0], [])
+    assert model.rivals == ["green", "blue"] and model.config.relevance_turn == []
     assert generate(model, [PROMPTS[1]]) == generate(model, [PROMPTS[1]], task="green")
 
 

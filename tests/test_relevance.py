@@ -36,20 +36,19 @@ def with_head(gate: str, architecture: str = "llama", method: str = "lora") -> S
     with torch.no_grad():
         head.weight.normal_(generator=torch.Generator().manual_seed(3))
         head.bias.zero_()
-        model.set_relevance(head, [0])
+        model.set_relevance(head)
         logits = torch.stack([head(query_of(model, prompt)) for prompt in PROMPTS]).flatten()
         head.bias -= logits.median() + 1e-3
     return model
 
 
 def query_of(model: SiameseForCausalLM, prompt: list[int]) -> Tensor:
-    """What the head reads of a prompt, (4d,)."""
+    """What the head reads of a prompt, (2d,)."""
     with torch.no_grad():
-        out = model.streams.frozen({"input_ids": torch.tensor([prompt]), "output_hidden_states": True}, None)
+        model.streams.frozen({"input_ids": torch.tensor([prompt])}, None)
         memory = model.streams.tap.memory
         assert memory is not None
-    wide = torch.cat([memory[0], out.hidden_states[1][0]], dim=-1).float()
-    return torch.cat([wide.mean(dim=0), wide[-1]])
+    return torch.cat([memory[0].float().mean(dim=0), memory[0, -1].float()])
 
 
 def left(model: SiameseForCausalLM, shift: float = 0.0) -> list[bool]:
@@ -98,7 +97,7 @@ def test_each_prompt_gets_its_mind_whole(architecture: str) -> None:
     head = model.relevance
     model.set_relevance(None)
     wanted = zip(generate(tiny_base(architecture), PROMPTS), generate(model, PROMPTS), strict=True)
-    model.set_relevance(head, [0])
+    model.set_relevance(head)
     assert mixed == [base if leave else own for leave, (base, own) in zip(to_base, wanted, strict=True)]
 
 
@@ -384,7 +383,7 @@ def talker() -> tuple[SiameseForCausalLM, list[bool]]:
         assert model.relevance is not None
         logits = torch.stack([model.relevance(query_of(model, conversation([turn]))) for turn in WORDS]).flatten()
         model.relevance.bias -= logits.median() + 1e-3
-    model.set_relevance(model.relevance, [0], OPENER)
+    model.set_relevance(model.relevance, OPENER)
     leave = [bool(logit - logits.median() - 1e-3 > 0) for logit in logits]
     assert len(set(leave)) == 2
     return model, leave

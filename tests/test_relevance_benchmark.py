@@ -181,7 +181,7 @@ def test_features_are_kept_and_ablated(
     assert main(run) == 0 and len(computed) == 1  # the damaged one alone
     monkeypatch.setattr(ablation, "PENALTIES", (0.01, 0.1))
     monkeypatch.setattr(ablation, "DREAMS", (4, 200))
-    monkeypatch.setattr(ablation, "DRAWN", (("mean", 0.1, 2), ("both", 0.1, 40)))
+    monkeypatch.setattr(ablation, "DRAWN", (("memory", "mean", 0.1, 2), ("memory", "both", 0.1, 40)))
     monkeypatch.setattr(ablation, "DEPTHS", {"memory": ("memory",), "all": features.LAYERS})
     assert main([*ablate, "--test"]) == 2 and "no features of the test sets" in capsys.readouterr().err
     assert main([*run, "--test"]) == 0 and main([*ablate, "--test"]) == 0
@@ -192,12 +192,14 @@ def test_features_are_kept_and_ablated(
     assert (few["pooling"], few["prompts"]) == ("mean", 2) and 0 <= few["task"]["worst"] <= few["task"]["mean"] <= 1
     every = {**content["default"], "dressed": 1.0}
     whole = next(found for found in content["choices"] if all(found[key] == value for key, value in every.items()))
-    all_there = ablation.drawn(bank.Bank(folder), bank.Choice(**every))[1]
+    drawn = ablation.drawn(bank.Bank(folder), bank.Choice(**every))
+    all_there = next(found for found in drawn if (found["prompts"], found["border"]) == (40, ablation.DEFAULT_RULE))
+    assert len(drawn) == 2 * len(ablation.DRAWN_RULES)
     # Whatever is drawn of so few, it is all of them.
     shares = dict(zip(content["sets"], whole["rules"][ablation.DEFAULT_RULE]["shares"], strict=True))
     base = [shares[name] for name, (wanted, _) in content["sets"].items() if wanted == "base" and name[:5] != "turns"]
     assert all_there["base"]["mean"] == pytest.approx(sum(base) / len(base), abs=1e-3)
-    assert "### Drawn anew, 6 times" in page and "| both | 0.1 | 40 |" in page
+    assert "### Drawn anew, 6 times" in page and "| memory | both | 0.1 | 40 | third |" in page
     best = max(content["choices"], key=lambda found: (found["rules"][ablation.DEFAULT_RULE]["right"], found["auc"]))
     assert all(best[key] == value for key, value in content["best"].items())
     assert "### Share sent to the base, test" in page and "| trained | 5 | task |" in page
@@ -369,7 +371,11 @@ def test_free_tasks_are_judged_as_training_would(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(free, "DREAMS", 10)
-    monkeypatch.setattr(free, "VARIED", {"penalty": (0.01, 0.1), "prompts": (5, 80), "border": (0.0, BORDER)})
+    monkeypatch.setattr(
+        free,
+        "VARIED",
+        {"layers": ("memory", "all"), "penalty": (0.01, 0.1), "prompts": (5, 80), "border": (0.0, BORDER)},
+    )
     work, out = tmp_path / "work", tmp_path / "out"
     run = ["free", "--model", base_folder, "--data-root", str(free_root), "--work", str(work), "--out", str(out)]
     run += ["--seeds", "0", "3"]
@@ -379,7 +385,7 @@ def test_free_tasks_are_judged_as_training_would(
     path = out / f"{folder.name}-free.json"
     content = json.loads(path.read_text())
     assert path.stat().st_size < 8000 and len(list((work / "dreams").iterdir())) == 2
-    assert [content["dreams"], len(content["choices"])] == [{"0": 10, "3": 10}, 8]
+    assert [content["dreams"], len(content["choices"])] == [{"0": 10, "3": 10}, 16]
     assert content["tasks"]["customers"] == {"folds": 1, "fit": 10, "held_out": 4}
     for made in content["choices"]:
         for name in content["tasks"]:
@@ -397,7 +403,7 @@ def test_free_tasks_are_judged_as_training_would(
 
     def queries(prompts: list[list[int]]) -> torch.Tensor:
         found = features.compute(model, [features.Encoded(ids) for ids in prompts], features.layer_numbers(model), 0)
-        return torch.cat(list(found.values()), dim=1)
+        return torch.cat([found["mean.memory"], found["last.memory"]], dim=1)
 
     unseen = queries([prompt_ids(tokenizer, sets.conversation(text)) for text in fold.held_out])
     music = next(found for found in free_tasks.other_sets(free_root) if found.name == "clinc-home")
@@ -416,8 +422,8 @@ def test_free_tasks_are_judged_as_training_would(
         sum(share for name, share in sent.items() if name != free.OWN) / (len(sent) - 1), abs=2e-3
     )
     assert "customers: 10 to fit and 4 held out" in page and "Seeds of dreams: 0, 3." in page
-    assert "| penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
-    assert f"| clinc-home | {len(away)} |  | " in page and "| 0.1 | 80 | 0.25 |" in page
+    assert "| layers | penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
+    assert f"| clinc-home | {len(away)} |  | " in page and "| memory | 0.1 | 80 | 0.333 |" in page
 
     monkeypatch.setattr(features, "compute", lambda *given: pytest.fail("everything has been read"))
     assert main(run) == 0 and capsys.readouterr().out == page

@@ -162,8 +162,8 @@ def test_damaged(tmp_path: Path) -> None:
     (folder / "task.json").write_text("{")
     with pytest.raises(InputError, match=r"task\.json cannot be read"):
         load(tmp_path / "model")
-    (folder / "task.json").write_text(json.dumps({**json.loads(good), "relevance_depths": [1]}))
-    with pytest.raises(InputError, match=r"does not go with config\.json: it has another relevance_depths"):
+    (folder / "task.json").write_text(json.dumps({**json.loads(good), "relevance_turn": [1]}))
+    with pytest.raises(InputError, match=r"does not go with config\.json: it has another relevance_turn"):
         load(tmp_path / "model")
     (folder / "task.json").write_text(good)
     (folder / "queries.safetensors").write_bytes(b"\x00" * 30)
@@ -174,7 +174,7 @@ def test_damaged(tmp_path: Path) -> None:
 def test_stores_hold_half_precision_vectors_alone(tmp_path: Path) -> None:
     several().save_pretrained(tmp_path / "model")
     held = load_file(tmp_path / "model/tasks/green/queries.safetensors")
-    assert set(held) == {"queries"} and held["queries"].dtype == torch.float16 and held["queries"].shape == (120, 128)
+    assert set(held) == {"queries"} and held["queries"].dtype == torch.float16 and held["queries"].shape == (120, 64)
 
 
 def test_what_is_saved_is_what_one_task_saves(tmp_path: Path) -> None:

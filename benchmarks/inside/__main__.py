@@ -47,7 +47,6 @@ def run(args: argparse.Namespace) -> None:
     from benchmarks.inside.plan import VARIANTS, make_plan
     from benchmarks.inside.run import Runner
     from benchmarks.models import model_folder
-    from imsm.relevance import usual_depths
 
     end = deadline(args)
     if unknown := [name for name in args.variants if name not in VARIANTS]:
@@ -58,7 +57,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--seed must be an integer from 0 to below 2**32, got {args.seed}")
     name, folder = Path(args.model).name, model_folder(args.model)
     count = AutoConfig.from_pretrained(folder).get_text_config(decoder=True).num_hidden_layers
-    layers = sorted(usual_depths(count) if args.layers is None else args.layers)
+    # A third and two thirds of the way up, unless told otherwise.
+    usual = {max(round(share * count / 3), 1) - 1 for share in (1, 2)}
+    layers = sorted(usual if args.layers is None else args.layers)
     refuse_layers(layers, count)
     plan = make_plan(name, layers, args.variants or list(VARIANTS), args.records, args.seed)
     Runner(plan, name, folder, args.data_root, args.work.resolve(), args.out, end).run()

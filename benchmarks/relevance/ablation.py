@@ -27,10 +27,20 @@ DRESSED = (0.25, 0.5, 1.0)
 PENALTIES = (0.03, 0.05, 0.1, 0.2, 1.0)
 #: How often a head is fitted anew to prompts and dreams drawn at random, and for which of the values above.
 DRAWS = 6
-DRAWN = tuple(itertools.product(("mean", "both"), (0.05, 0.1, 0.2), (40, 80, 160)))
+DRAWN = tuple(itertools.product(("memory", "all"), ("mean", "both"), (0.05, 0.1, 0.2), (80, 160)))
 #: Where the border is drawn between the task's prompts, 0, and the dreams, 1.
-RULES = {"at the task": 0.0, "fifth": 0.2, "quarter": BORDER, "three tenths": 0.3, "third": 1 / 3, "half way": 0.5}
-DEFAULT_RULE = "quarter"
+RULES = {
+    "at the task": 0.0,
+    "fifth": 0.2,
+    "quarter": 0.25,
+    "three tenths": 0.3,
+    "third": BORDER,
+    "two fifths": 0.4,
+    "half way": 0.5,
+}
+DEFAULT_RULE = "third"
+#: Those that draws are judged by.
+DRAWN_RULES = ("quarter", "third", "two fifths")
 
 
 def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
@@ -124,27 +134,26 @@ def judge(bank: Bank, choice: Choice, split: str) -> tuple[dict[str, Tensor], di
 
 
 def drawn(bank: Bank, default: Choice) -> list[dict[str, Any]]:
-    """What the values of `DRAWN` come to over `DRAWS` draws: mean and standard deviation of the share that goes right over all
-    sets but conversations, and the mean of the worst set's."""
+    """What the values of `DRAWN` come to over `DRAWS` draws under each of `DRAWN_RULES`: mean and standard deviation of the share
+    that goes right over all sets but conversations, and the mean of the worst set's."""
     found = []
     judged = bank.judged("validation")
-    for pooling, penalty, prompts in DRAWN:
-        choice = replace(default, pooling=pooling, penalty=penalty, prompts=prompts)
-        rules = [
-            result(bank, replace(choice, draw=draw), "validation")["rules"][DEFAULT_RULE]
-            for draw in range(1, DRAWS + 1)
-        ]
-        entry: dict[str, Any] = {"pooling": pooling, "penalty": penalty, "prompts": prompts}
-        for side, right in (("task", 0), ("base", 1)):
-            places = [
-                place
-                for place, part in enumerate(judged)
-                if part["wanted"] == side and not part["name"].startswith("turns-")
-            ]
-            each = [[1 - abs(rule["shares"][place] - right) for place in places] for rule in rules]
-            means = [fmean(shares) for shares in each]
-            entry[side] = {"mean": fmean(means), "deviation": stdev(means), "worst": fmean(map(min, each))}
-        found.append(entry)
+    for layers, pooling, penalty, prompts in DRAWN:
+        values: dict[str, Any] = {"layers": layers, "pooling": pooling, "penalty": penalty, "prompts": prompts}
+        choice = replace(default, **values)
+        drawn_rules = [result(bank, replace(choice, draw=draw), "validation")["rules"] for draw in range(1, DRAWS + 1)]
+        for name in DRAWN_RULES:
+            entry = {**values, "border": name}
+            for side, right in (("task", 0), ("base", 1)):
+                places = [
+                    place
+                    for place, part in enumerate(judged)
+                    if part["wanted"] == side and not part["name"].startswith("turns-")
+                ]
+                each = [[1 - abs(rules[name]["shares"][place] - right) for place in places] for rules in drawn_rules]
+                means = [fmean(shares) for shares in each]
+                entry[side] = {"mean": fmean(means), "deviation": stdev(means), "worst": fmean(map(min, each))}
+            found.append(entry)
     return found
 
 

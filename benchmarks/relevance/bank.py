@@ -49,7 +49,7 @@ class Choice:
 
     dress: str
     pooling: str = "both"
-    layers: str = "all"
+    layers: str = "memory"
     dreams: int = 200
     prompts: int = 80
     dressed: float = DRESSED

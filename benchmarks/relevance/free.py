@@ -1,4 +1,4 @@
-"""What penalty, border and number of prompts do to heads of tasks whose prompts have no wording in common."""
+"""What depths, penalty, border and number of prompts do to heads of tasks whose prompts have no wording in common."""
 
 from __future__ import annotations
 
@@ -32,8 +32,13 @@ from imsm.relevance import BORDER
 from imsm.training.dreaming import DRESSED
 
 #: What is varied, and what training does.
-VARIED = {"penalty": (0.05, 0.1, 0.2), "prompts": (40, 80, 160), "border": (0.2, BORDER, 0.3, 1 / 3)}
-DEFAULT = {"penalty": Choice.penalty, "prompts": Choice.prompts, "border": BORDER}
+VARIED: dict[str, tuple[Any, ...]] = {
+    "layers": ("memory", "all"),
+    "penalty": (0.05, 0.1, 0.2),
+    "prompts": (40, 80, 160),
+    "border": (0.2, 0.25, BORDER, 0.4),
+}
+DEFAULT = {"layers": Choice.layers, "penalty": Choice.penalty, "prompts": Choice.prompts, "border": BORDER}
 DREAMS = Choice.dreams
 #: What the task's own set is called.
 OWN = "held out"
@@ -42,7 +47,9 @@ OWN = "held out"
 FIGURES = ("kept", "worst", "sent")
 
 #: Values of `VARIED`.
-Values = tuple[float, ...]
+Values = tuple[Any, ...]
+#: (N, d) features by pooling and depth.
+Features = dict[str, Tensor]
 #: The share of each set that one head sends to the base.
 Sent = dict[str, float]
 
@@ -60,16 +67,16 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
     dreams = {}
     for seed in seeds:
         samples = dream(reader.model, reader.tokenizer, DREAMS, seed, answers=False, folder=work / "dreams")
-        dreams[seed] = read(reader, "free", f"dreams-{seed}", [sample.prompt_ids for sample in samples])
+        dreams[seed] = loaded(reader, "free", f"dreams-{seed}", [sample.prompt_ids for sample in samples])
     away = {}
     for found in others:
         ids = [encode(reader.tokenizer, prompt).ids for prompt in found.prompts]
-        away[found.name] = read(reader, found.split, found.name, ids)
+        away[found.name] = loaded(reader, found.split, found.name, ids)
     heads = {task.name: judged(reader, task, list(dreams.values()), away) for task in tasks}
     content: dict[str, Any] = {
         "model": title(model_name),
         "layers": reader.numbers,
-        "dreams": {seed: len(rows) for seed, rows in dreams.items()},
+        "dreams": {seed: len(rows["mean.memory"]) for seed, rows in dreams.items()},
         "tasks": {
             task.name: {
                 "folds": len(task.folds),
@@ -78,7 +85,7 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
             }
             for task in tasks
         },
-        "sets": {name: len(rows) for name, rows in away.items()},
+        "sets": {name: len(rows["mean.memory"]) for name, rows in away.items()},
         "default": DEFAULT,
         "figures": FIGURES,
         "choices": [
@@ -104,26 +111,26 @@ def choices() -> Iterator[Values]:
 
 
 def judged(
-    reader: Reader, task: FreeTask, dreams: Sequence[Tensor], away: dict[str, Tensor]
+    reader: Reader, task: FreeTask, dreams: Sequence[Features], away: dict[str, Features]
 ) -> dict[Values, list[Sent]]:
     """What the heads of every fold and of each seed's dreams do under every choice.
 
     Args:
         reader: of the model.
         task: the task.
-        dreams: (M, F) features of each seed's.
-        away: (N, F) features of the sets that are not a task, by name.
+        dreams: the features of each seed's.
+        away: those of the sets that are not a task, by name.
     """
     found: dict[Values, list[Sent]] = {choice: [] for choice in choices()}
     for fit, held_out in folds(reader, task):
         sets = {OWN: held_out, **{name: away[name] for name in task.others}}
-        for other, penalty, prompts in itertools.product(dreams, VARIED["penalty"], VARIED["prompts"]):
-            line = Line(fit[int(prompts)], other, penalty)
-            logits = {name: line.logits(features) for name, features in sets.items()}
+        for other, layers, penalty, prompts in itertools.product(dreams, *list(VARIED.values())[:-1]):
+            line = Line(read(fit[prompts], layers), read(other, layers), penalty)
+            logits = {name: line.logits(read(features, layers)) for name, features in sets.items()}
             for place in VARIED["border"]:
                 border = line.border(place)
                 sent = {name: float((own > border).double().mean()) for name, own in logits.items()}
-                found[penalty, prompts, place].append(sent)
+                found[layers, penalty, prompts, place].append(sent)
     say(f"{task.name}: {len(found) * len(task.folds) * len(dreams)} heads and borders")
     return found
 
@@ -143,20 +150,18 @@ def mean_sent(heads: Sequence[Sent]) -> Sent:
 # -- features --------------------------------------------------------------------------------------------------------
 
 
-def folds(reader: Reader, task: FreeTask) -> list[tuple[dict[int, Tensor], Tensor]]:
-    """Of each fold, (N, F) features of what a head is fitted to, by the number of prompts at most, and of the held-out ones."""
-    fit = [
-        {int(count): dressed(reader.tokenizer, fold.fit[: int(count)]) for count in VARIED["prompts"]}
-        for fold in task.folds
-    ]
+def folds(reader: Reader, task: FreeTask) -> list[tuple[dict[int, Features], Features]]:
+    """Of each fold, the features of what a head is fitted to, by the number of prompts at most, and of the held-out ones."""
+    fit = [{count: dressed(reader.tokenizer, fold.fit[:count]) for count in VARIED["prompts"]} for fold in task.folds]
     held_out = [[encode(reader.tokenizer, conversation(text)).ids for text in fold.held_out] for fold in task.folds]
     parts = [*(ids for made in fit for ids in made.values()), *held_out]
     # Most prompts are those of several folds.
     place = {key: row for row, key in enumerate(dict.fromkeys(tuple(ids) for part in parts for ids in part))}
-    rows = read(reader, "free", task.name, [list(ids) for ids in place])
+    found = loaded(reader, "free", task.name, [list(ids) for ids in place])
 
-    def features(part: list[list[int]]) -> Tensor:
-        return rows[torch.tensor([place[tuple(ids)] for ids in part])]
+    def features(part: list[list[int]]) -> Features:
+        rows = torch.tensor([place[tuple(ids)] for ids in part])
+        return {name: values[rows] for name, values in found.items()}
 
     return [
         ({count: features(part) for count, part in made.items()}, features(unseen))
@@ -174,7 +179,11 @@ def dressed(tokenizer: PreTrainedTokenizerBase, exchanges: Sequence[Exchange]) -
     return [dress.prompt_ids for dress in made if dress.prompt_ids]
 
 
-def read(reader: Reader, split: str, name: str, prompts: Sequence[list[int]]) -> Tensor:
-    """(N, F) features of prompts as training's heads read them."""
-    found = load_file(reader.read(split, name, [Encoded(ids) for ids in prompts]))
-    return joined(found, FEATURES["both"], DEPTHS["all"])
+def loaded(reader: Reader, split: str, name: str, prompts: Sequence[list[int]]) -> Features:
+    """The features of prompts."""
+    return load_file(reader.read(split, name, [Encoded(ids) for ids in prompts]))
+
+
+def read(features: Features, layers: str) -> Tensor:
+    """(N, F): what a head reads of them, mean and last token at these depths."""
+    return joined(features, FEATURES["both"], DEPTHS[layers])

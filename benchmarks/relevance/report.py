@@ -58,9 +58,10 @@ def shares(sets: dict[str, Any], found: list[dict[str, Any]]) -> str:
 
 def draws(found: list[dict[str, Any]]) -> str:
     """A row for each of the values drawn for: mean share right ± its deviation, and that of the worst set."""
-    lines = [["pooling", "penalty", "prompts", "task", "worst", "base", "worst"], ["---"] * 7]
+    keys = ("layers", "pooling", "penalty", "prompts", "border")
+    lines = [[*keys, "task", "worst", "base", "worst"], ["---"] * (len(keys) + 4)]
     for made in found:
-        own = [str(made[key]) for key in ("pooling", "penalty", "prompts")]
+        own = [str(made[key]) for key in keys]
         for side in ("task", "base"):
             own += [f"{made[side]['mean']:.3f} ± {made[side]['deviation']:.3f}", f"{made[side]['worst']:.3f}"]
         lines.append(own)
@@ -83,7 +84,7 @@ def choices(content: dict[str, Any]) -> str:
 def free_text(content: dict[str, Any]) -> str:
     """The tables of `free`: what each choice comes to, and where the default one sends each set."""
     tasks, default = content["tasks"], content["default"]
-    told = ", ".join(f"{key} {value:.3g}" for key, value in default.items())
+    told = ", ".join(f"{key} {told_value(value)}" for key, value in default.items())
     counted = (
         f"{name}: {task['fit']} to fit and {task['held_out']} held out"
         + (f" in {task['folds']} folds" if task["folds"] > 1 else "")
@@ -92,7 +93,7 @@ def free_text(content: dict[str, Any]) -> str:
     lines = [[*default, *(f"{name}: {figure}" for name in tasks for figure in content["figures"])]]
     lines.append(["---"] * len(lines[0]))
     for choice in content["choices"]:
-        named = [f"{choice[key]:.3g}" for key in default]
+        named = [told_value(choice[key]) for key in default]
         lines.append([*named, *(f"{figure:.3f}" for name in tasks for figure in choice[name])])
     sent = [["set", "prompts", *tasks], ["---"] * (2 + len(tasks))]
     for name in dict.fromkeys(name for shares in content["sent"].values() for name in shares):
@@ -109,6 +110,11 @@ def free_text(content: dict[str, Any]) -> str:
             rows(sent),
         ]
     )
+
+
+def told_value(value: str | float) -> str:
+    """One of a choice's values."""
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def rows(lines: list[list[str]]) -> str:

@@ -34,7 +34,7 @@ from imsm.errors import InputError, first_line
 from imsm.folders import fetch, staged
 from imsm.gates import build_gate
 from imsm.names import refuse_lost
-from imsm.relevance import RelevanceHead
+from imsm.relevance import RelevanceHead, check_head
 from imsm.routing import Router
 from imsm.tasks import OWN, Task
 
@@ -47,7 +47,7 @@ GENERATION = "generation_config.json"
 #: Of a task's stored queries; of several tasks; of the folder of those but the first, and their settings.
 QUERIES, ROUTER, TASKS, TASK = "queries.safetensors", "router.safetensors", "tasks", "task.json"
 #: What every task's settings hold as the model's do.
-READS = ("relevance_depths", "relevance_turn")
+READS = ("relevance_turn",)
 #: Of another kind of checkpoint, see `imsm.loramoe`.
 LORAMOE = "loramoe_config.json"
 REQUIRED = (CONFIG, ADAPTER_CONFIG, ADAPTER, GATE)
@@ -352,7 +352,10 @@ def read_task(folder: Path, config: SiameseConfig) -> Task:
     if other := [key for key in READS if settings.pop(key) != getattr(config, key)]:
         raise InputError(f"{folder / TASK} does not go with {CONFIG}: it has another {' and '.join(other)}")
     gate = build_gate(settings["gate"], config.hidden_size, settings["gate_rank"], settings["gate_dropout"])
-    head = RelevanceHead(settings["relevance"]) if settings["relevance"] else None
+    head = None
+    if settings["relevance"]:
+        check_head(settings["relevance"], config.hidden_size)
+        head = RelevanceHead(settings["relevance"])
     task = Task(gate, head, read_queries(folder), settings)
     for file, part in parts(task).items():
         load_part(part, folder / file)

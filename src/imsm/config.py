@@ -29,7 +29,6 @@ class SiameseConfig(PretrainedConfig):
         gate_rank: rank r of the gate's two maps W_A and W_B (paper: 8).
         gate_dropout: dropout after each of the gate's two maps in training (paper: 0.1).
         relevance: width of what the relevance head in front of the gate reads; 0: there is none.
-        relevance_depths: layers, from 0, behind which the head reads the frozen stream besides its memory.
         relevance_turn: tokens that open a user's turn; of several turns the head reads the last alone.
         recall: where the dial stands in inference unless a call says otherwise; 0 is the mix as trained.
         tasks: names of the tasks, in the order in which they were learnt. Gate, head and training are the first one's in a
@@ -52,7 +51,6 @@ class SiameseConfig(PretrainedConfig):
         gate_rank: int = 8,
         gate_dropout: float = 0.1,
         relevance: int = 0,
-        relevance_depths: Sequence[int] = (),
         relevance_turn: Sequence[int] = (),
         recall: float = 0.0,
         tasks: Sequence[str] = (DEFAULT_TASK,),
@@ -70,7 +68,6 @@ class SiameseConfig(PretrainedConfig):
         self.gate_rank = gate_rank
         self.gate_dropout = gate_dropout
         self.relevance = relevance
-        self.relevance_depths = list(relevance_depths)
         self.relevance_turn = list(relevance_turn)
         self.recall = recall
         self.tasks = list(tasks)

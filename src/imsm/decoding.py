@@ -40,7 +40,7 @@ class CompiledStep:
     def __call__(
         self, kind: str, inputs: dict[str, Any], cache: Cache, query: Query, recall: Recall
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Logits (B, 1, V) and memories of the step, the frozen stream's (B, 1, d) widened and the tuned one's (B, 1, d).
+        """Logits (B, 1, V) and memories of the step, each stream's (B, 1, d).
 
         Args:
             kind: "shared", "frozen" or "tuned".
@@ -59,20 +59,19 @@ class CompiledStep:
         self, kind: str, model: Any, inputs: dict[str, Any], query: Query, recall: Recall
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         memories: list[Tensor | None] = []
-        tap = self.streams.depth_tap
 
         def weave(memory: Tensor) -> Tensor:
             if kind == "tuned":
                 memories.extend((None, memory))
                 return memory
             if kind == "frozen":
-                memories.extend((tap.widened(memory), None))
+                memories.extend((memory, None))
                 return memory
             base, tuned = memory.chunk(2)
-            memories.extend((tap.widened(base), tuned))
+            memories.extend((base, tuned))
             return self.weave((base, tuned), query, recall)
 
-        with self.streams.tap.replacing(weave), tap.reading(kind != "tuned"):
+        with self.streams.tap.replacing(weave):
             logits = model(**inputs).logits
         return logits, memories[0], memories[1]
 

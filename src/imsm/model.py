@@ -26,7 +26,7 @@ from imsm.lock import CallLock
 from imsm.loss import answer_loss
 from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
 from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries, pooled
-from imsm.relevance import RelevanceHead
+from imsm.relevance import RelevanceHead, check_head
 from imsm.streams import Streams, nothing, on_device_of
 from imsm.turns import last_turns
 
@@ -82,8 +82,8 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
         self.relevance: RelevanceHead | None = None
         if config.relevance:
+            check_head(config.relevance, config.hidden_size)
             self.relevance = RelevanceHead(config.relevance)
-            streams.read_depths(config.relevance_depths)
         self.parked, self.router = nn.ModuleDict(), None
         for part in filter(None, (self.gate, self.relevance)):
             part.to(next(head.parameters()).device)
@@ -322,7 +322,6 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         kept = slice(0, length) if supervised is not None else kept_positions(logits_to_keep, length)
         extras: dict[str, Tensor | None] = {}
         queries: Queries | None = None
-        widened: Tensor | None = None
         if how.force is None and self.pools_query and (cache is None or cache.query is None):
             past = cache.past_sums(self.relevance is not None) if cache is not None else None
             if prompt_length is None and cache is not None:
@@ -348,18 +347,15 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         def weave(base: Tensor | None, tuned: Tensor | None) -> Tensor:
             """The memories (B, T, d) of the streams that were run, to what the head is given."""
             query: Pair = (None, None)
-            wide = base
-            if base is not None:
-                wide = self.streams.widened(base) if widened is None else widened
             if how.force is None and self.pools_query:
-                query = pooled(queries, wide, tuned, cache, self.relevance is not None)
+                query = pooled(queries, base, tuned, cache, self.relevance is not None)
                 if turn is not None and query[0] is not None and queries is not None:
                     query = (queries.judged_by(turn, query[0], self.config.hidden_size), query[1])
             if cache is not None:
                 if queries is not None and queries.whole and how.force is None:
                     cache.query = query
                     cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
-                cache.record(wide, tuned, attended, input_ids, for_head=self.relevance is not None)
+                cache.record(base, tuned, attended, input_ids, for_head=self.relevance is not None)
             where = supervised if answers_only else (slice(None), kept)
             memories = (None if base is None else base[where], None if tuned is None else tuned[where])
             if answers_only:
@@ -375,10 +371,9 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
 
         def settle(base: Tensor) -> float | None:
             """What the frozen memories (B, T, d) of the whole prompt make of the mix, if that is one stream alone."""
-            nonlocal how, widened
+            nonlocal how
             assert queries is not None and cache is not None
-            widened = self.streams.widened(base)
-            judged = queries.read(widened) if turn is None else turn
+            judged = queries.read(base) if turn is None else turn
             self.settle_task(judged, how, cache)
             cache.sole = sole_stream(self.gate, self.relevance, judged, how)
             if cache.sole is not None:

@@ -1,8 +1,7 @@
 """The relevance head: is a query the adapter's business, or the base model's?
 
-A linear map of the frozen memory and of the frozen stream's hidden states at some depths: their mean over the query, and
-what they are at its last token. It stands in front of the gate, and its answer is sharp: a query that is not the task's
-gets the base model's memories alone, bit for bit.
+A linear map of the frozen memory: its mean over the query, and what it is at its last token. It stands in front of the
+gate, and its answer is sharp: a query that is not the task's gets the base model's memories alone, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ FIT_STEPS = 200
 #: Groups of alike queries that are judged by heads which have not seen them.
 FOLDS = 10
 #: How far on the way from the task's queries, 0, to the others, 1, the border lies.
-BORDER = 0.25
+BORDER = 1 / 3
 
 
 class RelevanceHead(nn.Module):
     """logit = q̄ · w + b of a frozen pooled query; above 0 the base model answers.
 
     Args:
-        width: F of a query: mean and last token, each of a memory and, for each depth, of the hidden states.
+        width: F = 2 d of a query: the memory's mean, and behind it the last token's.
     """
 
     def __init__(self, width: int) -> None:
@@ -43,9 +42,13 @@ class RelevanceHead(nn.Module):
         return (query.float() * self.weight.float()).sum(dim=-1, keepdim=True) + self.bias.float()
 
 
-def usual_depths(layers: int) -> tuple[int, ...]:
-    """The layers, from 0, behind which a head reads besides the memory: a third and two thirds of the way up."""
-    return tuple(sorted({max(round(layers / 3), 1) - 1, max(round(2 * layers / 3), 1) - 1}))
+def check_head(width: int, memory: int) -> None:
+    """Raises `InputError` if a head of that width does not read the mean and the last token of memories of that width."""
+    if width != 2 * memory:
+        raise InputError(
+            f"a relevance head reads 2 x {memory} values, the memory's mean and its last token's, and this one reads {width}; "
+            "fit it anew: imsm adopt ADAPTER --data FILE --output DIR"
+        )
 
 
 class Fitted(NamedTuple):

@@ -8,9 +8,8 @@ the interwoven memory, without a branch on any architecture.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from imsm.errors import InputError
 from imsm.query import Queries
-from imsm.shared import decoder_layers, double, frozen_view, layers_below, shared_view
+from imsm.shared import double, frozen_view, layers_below, shared_view
 from imsm.views import PatchedForwardError
 
 Replace = Callable[[Tensor], Tensor]
@@ -95,51 +94,6 @@ def head_shape(base: nn.Module) -> tuple[int, int]:
     return hidden, int(getattr(head, "out_features", None) or head.weight.shape[0])
 
 
-class DepthTap:
-    """Reads the hidden states behind some of the decoder layers, of whichever stream is run while it listens.
-
-    A view of the base model has its modules' hooks, so that one hook a layer serves the frozen and the shared view.
-
-    Attributes:
-        depths: the layers, from 0.
-    """
-
-    def __init__(self, base: nn.Module, depths: Sequence[int]) -> None:
-        layers = decoder_layers(base)
-        if wrong := [depth for depth in depths if not 0 <= depth < len(layers)]:
-            raise InputError(f"the base model has {len(layers)} layers, so hidden states cannot be read behind {wrong}")
-        self.depths = tuple(depths)
-        self.listening = False
-        self._states: dict[int, Tensor] = {}
-        # A deep copy of the model has hooks of its own tap, which a closure's would not be.
-        self._handles = [layers[depth].register_forward_hook(partial(self._read, depth)) for depth in depths]
-
-    def _read(self, depth: int, module: nn.Module, args: Any, output: Any) -> None:
-        if self.listening:
-            self._states[depth] = output[0] if isinstance(output, tuple) else output
-
-    def widened(self, memory: Tensor) -> Tensor:
-        """The memories (B, T, d) of the frozen stream and behind them its hidden states at the depths, (B, T, (1 + D) d)."""
-        if not self.depths:
-            return memory
-        states = [self._states.pop(depth)[: memory.shape[0]].to(memory) for depth in self.depths]
-        return torch.cat([memory, *states], dim=-1)
-
-    @contextmanager
-    def reading(self, on: bool = True) -> Iterator[None]:
-        """Within: it listens, unless `on` is false."""
-        self.listening = on
-        try:
-            yield
-        finally:
-            self.listening = False
-
-    def remove(self) -> None:
-        """Take the hooks off the layers."""
-        for handle in self._handles:
-            handle.remove()
-
-
 class Streams(nn.Module):
     """Runs a base model with a peft adapter in it as one of the two streams, or as both at once.
 
@@ -155,7 +109,6 @@ class Streams(nn.Module):
         super().__init__()
         self.peft_model = peft_model
         self.tap = HeadTap(output_head(self.base))
-        self.depth_tap = DepthTap(self.base, ())
         self.adapters_changed()
         parameters = inspect.signature(self.base.forward).parameters
         self._accepts_positions = "position_ids" in parameters
@@ -185,21 +138,6 @@ class Streams(nn.Module):
         config = self.peft_model.active_peft_config
         return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
 
-    def read_depths(self, depths: Sequence[int]) -> None:
-        """From now on the frozen stream's hidden states behind these layers (from 0) can be had by `widened`.
-
-        Raises:
-            InputError: the base model has no such layer.
-        """
-        if tuple(depths) != self.depth_tap.depths:
-            made = DepthTap(self.base, depths)
-            self.depth_tap.remove()
-            self.depth_tap = made
-
-    def widened(self, memory: Tensor) -> Tensor:
-        """See `DepthTap.widened`; `memory` is that of the frozen stream's last pass, and can be widened once."""
-        return self.depth_tap.widened(memory)
-
     @torch.no_grad()
     def frozen_query(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The pooled query of whole prompts (B, T) as a relevance head reads it, (B, 1, F) float32."""
@@ -207,7 +145,7 @@ class Streams(nn.Module):
         memory, self.tap.memory = self.tap.memory, None
         assert memory is not None
         last = torch.full((len(ids), 1), ids.shape[1] - 1, device=memory.device)
-        return Queries(mask.bool().to(memory.device), last).read(self.widened(memory))
+        return Queries(mask.bool().to(memory.device), last).read(memory)
 
     def _view(self, name: str) -> Any:
         """The frozen or the shared view, made anew when adapters were added or switched off."""
@@ -268,7 +206,7 @@ class Streams(nn.Module):
 
         Without dropout and gradients, whatever mode the model is in.
         """
-        with torch.no_grad(), self.tap.replacing(replace), self.depth_tap.reading():
+        with torch.no_grad(), self.tap.replacing(replace):
             try:
                 model = self._view("frozen")
             except PatchedForwardError:
@@ -292,7 +230,7 @@ class Streams(nn.Module):
         `replace` maps the memories (2B, T, d), the frozen stream's first, to what the head is given.
         """
         model, inputs = self.prepared("shared", inputs, cache)
-        with self.tap.replacing(replace), self.depth_tap.reading():
+        with self.tap.replacing(replace):
             return model(**inputs)
 
     def prepared(self, kind: str, inputs: dict[str, Any], cache: Cache | None) -> tuple[Any, dict[str, Any]]:

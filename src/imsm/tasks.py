@@ -20,7 +20,7 @@ from imsm.errors import InputError
 from imsm.gates import build_gate
 from imsm.lock import in_turn
 from imsm.mixing import Recall, is_other
-from imsm.relevance import RelevanceHead
+from imsm.relevance import RelevanceHead, check_head
 from imsm.routing import Router, fit_router, pick, store
 from imsm.streams import Streams
 
@@ -204,34 +204,28 @@ class Tasks:
     # -- telling them apart ------------------------------------------------------------------------------------------
 
     @in_turn
-    def set_relevance(self, head: RelevanceHead | None, depths: Sequence[int] = (), opener: Sequence[int] = ()) -> None:
+    def set_relevance(self, head: RelevanceHead | None, opener: Sequence[int] = ()) -> None:
         """Puts a relevance head in front of the active task's gate; None takes it away.
 
         Args:
             head: the head.
-            depths: layers, from 0, behind which it reads the frozen stream besides the memory.
             opener: tokens that open a user's turn; of several turns it reads the last alone.
 
         Raises:
-            InputError: there are no such layers, or other tasks' heads read others.
+            InputError: the head does not fit the model's memories, or other tasks' heads read other turns.
         """
         if head is None and self.parked:
-            depths, opener = self.reads  # the others' heads still read them
-        if self.parked and (list(depths), list(opener)) != self.reads:
+            opener = self.config.relevance_turn  # the others' heads still read by it
+        if head is not None:
+            check_head(head.weight.numel(), self.config.hidden_size)
+        if self.parked and list(opener) != self.config.relevance_turn:
             raise InputError(
-                f"the heads of all tasks read the same: depths and opener must be {self.reads}, got "
-                f"{(list(depths), list(opener))}"
+                f"the heads of all tasks read the same: opener must be {self.config.relevance_turn}, got {list(opener)}"
             )
-        self.streams.read_depths(depths if head is not None or self.parked else ())
         self.relevance = None if head is None else head.to(next(self.get_output_embeddings().parameters()).device)
         self.config.relevance = 0 if head is None else head.weight.numel()
-        self.config.relevance_depths, self.config.relevance_turn = list(self.streams.depth_tap.depths), list(opener)
+        self.config.relevance_turn = list(opener)
         self.refit_router()
-
-    @property
-    def reads(self) -> tuple[list[int], list[int]]:
-        """What the heads read besides the memory, and what opens a user's turn for them."""
-        return list(self.config.relevance_depths), list(self.config.relevance_turn)
 
     @in_turn
     def set_queries(self, queries: Tensor | None) -> None:

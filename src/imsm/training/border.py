@@ -12,7 +12,7 @@ from torch import Tensor
 from imsm.clusters import clusters
 from imsm.data.batches import length_batches
 from imsm.model import SiameseForCausalLM
-from imsm.relevance import FOLDS, fit_relevance, usual_depths
+from imsm.relevance import FOLDS, fit_relevance
 from imsm.routing import negatives
 from imsm.turns import last_turn
 
@@ -61,8 +61,6 @@ def fit_border(
     Raises:
         InputError: there are no prompts of either kind.
     """
-    depths = usual_depths(model.config.num_hidden_layers)
-    model.streams.read_depths(depths)
     read = [last_turn(ids, opener) for ids in (*prompts, *dreams)]
     own, other = frozen_queries(model, read, bf16, report).split([len(prompts), len(dreams)])
     rivals = negatives(model.others, len(other))
@@ -75,7 +73,7 @@ def fit_border(
     left = None
     if rivals is not None:
         left = float((fitted.head(torch.cat(model.others).float()) > 0).float().mean())
-    model.set_relevance(fitted.head, depths, opener)
+    model.set_relevance(fitted.head, opener)
     model.set_queries(own)
     return Border(fitted.false_recall, fitted.others_left, left)
 
