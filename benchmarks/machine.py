@@ -90,12 +90,16 @@ def processor() -> tuple[str, list[str]]:
     return name, [flag for flag in FLAGS if flag in flags]
 
 
+def device(where: dict[str, Any]) -> str:
+    """A machine's GPU, or its processor and what that can do."""
+    return where.get("gpu") or f"{where['processor']} ({', '.join(where['flags']) or where['architecture']})"
+
+
 def sentence(made: dict[str, Any]) -> str:
     """A record's machine, versions and commit in one sentence."""
     where, used = made["machine"], made["versions"]
-    device = where.get("gpu") or f"{where['processor']} ({', '.join(where['flags']) or where['architecture']})"
     packages = ", ".join(f"{name} {used[name]}" for name in used if name != "imsm")
     return (
-        f"Measured on {device}, {where['cores']} cores, {where['threads']} thread{'s' if where['threads'] > 1 else ''}, {where['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Measured on {device(where)}, {where['cores']} cores, {where['threads']} thread{'s' if where['threads'] > 1 else ''}, {where['memory_bytes'] / 2**30:.0f} GiB, "
         f"with {packages}, at commit {made['commit'][:12]}{'+' if made['commit'].endswith('+') else ''}."
     )

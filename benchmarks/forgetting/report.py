@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.forgetting.claims import Claim, claims
 from benchmarks.forgetting.picture import draw
 from benchmarks.forgetting.records import Record, read_all
-from benchmarks.machine import sentence
+from benchmarks.machine import device, sentence
 from imsm.evaluation.tasks import TASKS
 from imsm.folders import write_text
 
@@ -115,7 +115,7 @@ def text(by_model: dict[str, list[Group]]) -> str:
     for model, found in by_model.items():
         lora = next((group for group in found if group.name == "lora" and not group.varied), None)
         last = max((r for group in found for r in group.records), key=lambda r: len(r.tasks))
-        parts += [f"## {model}\n", " ".join(filter(None, (sentence(vars(last)), commits(found)))) + "\n"]
+        parts += [f"## {model}\n", " ".join(filter(None, (sentence(vars(last)), machines(found), commits(found)))) + "\n"]
         parts += ["### What holds and what does not\n", claim_list(claims(found))]
         parts += ["### Every method\n", table([group for group in found if not group.varied], settings, lora)]
         if any(group.varied for group in found):
@@ -135,15 +135,28 @@ def text(by_model: dict[str, list[Group]]) -> str:
 
 def commits(found: Sequence[Group]) -> str:
     """Which methods were measured at which commits."""
+    return listed("By commit: ", by(found, lambda record: record.commit[:7]))
+
+
+def machines(found: Sequence[Group]) -> str:
+    """Which methods were measured on which machines; on another one the same seed trains to somewhat other weights."""
+    return listed("By machine: ", by(found, lambda record: device(record.machine) + ":"))
+
+
+def by(found: Sequence[Group], key: Callable[[Record], str]) -> dict[str, list[str]]:
+    """The titles of the groups of the records with each key."""
     made: dict[str, list[str]] = {}
     for group in found:
         for record in group.records:
-            made.setdefault(record.commit[:7], []).append(f"{group.title}{' ' if group.varied else ''}{group.varied}")
+            made.setdefault(key(record), []).append(f"{group.title}{' ' if group.varied else ''}{group.varied}")
+    return made
+
+
+def listed(what: str, made: dict[str, list[str]]) -> str:
+    """Nothing where all have one key."""
     if len(made) == 1:
         return ""
-    return (
-        "By commit: " + "; ".join(f"{name} {', '.join(dict.fromkeys(titles))}" for name, titles in made.items()) + "."
-    )
+    return what + "; ".join(f"{name} {', '.join(dict.fromkeys(titles))}" for name, titles in made.items()) + "."
 
 
 def claim_list(found: Sequence[Claim]) -> str:
