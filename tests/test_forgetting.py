@@ -173,7 +173,11 @@ def test_wrong_plans(plan_file: Path) -> None:
     name = next(iter(content["methods"]))
     content["methods"][name]["rates"] = [1]
     plan_file.write_text(yaml.safe_dump({**content, "target": "banking77"}))
-    with pytest.raises(InputError, match=rf"method {name}: got an unexpected keyword argument 'rates'"):
+    with pytest.raises(InputError, match=rf"method {name} has unknown keys: rates; it may have title, source"):
+        plan.read_plan("tiny", plan_file)
+    del content["methods"][name]["rates"], content["methods"][name]["source"]
+    plan_file.write_text(yaml.safe_dump({**content, "target": "banking77"}))
+    with pytest.raises(InputError, match=rf"method {name} lacks source"):
         plan.read_plan("tiny", plan_file)
     plan_file.write_text("target: [")
     with pytest.raises(InputError, match=r"plan\.yaml line 2 is not YAML|plan\.yaml line 1 is not YAML"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import plan_content
-from imsm.errors import InputError, first_line
+from imsm.errors import InputError
 
 PLAN = Path(__file__).resolve().parent / "plan.yaml"
 
@@ -98,6 +98,16 @@ def train_config(settings: dict[str, Any], **own: Any) -> Any:
     return TrainConfig(**{**settings, **own, **made})
 
 
+def refuse_keys(what: str, given: Collection[str]) -> None:
+    """Raises `InputError` if a method's keys are not those of a `Method`."""
+    known = {one.name: one for one in fields(Method) if one.name != "name"}
+    needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
+    if missing := [name for name in needed if name not in given]:
+        raise InputError(f"{what} lacks {', '.join(missing)}")
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(f"{what} has unknown keys: {', '.join(unknown)}; it may have {', '.join(known)}")
+
+
 def read_plan(model: str, path: Path = PLAN) -> Plan:
     """The plan for a model: all methods, or those that the plan names for it. Task files are looked for beside it.
 
@@ -108,11 +118,9 @@ def read_plan(model: str, path: Path = PLAN) -> Plan:
     content = plan_content(path, {*common, "methods", "models"}, {"reworded", "retained", "limits"})
     methods: dict[str, Method] = {}
     for name, values in content["methods"].items():
-        fields: dict[str, Any] = {k: tuple(v) if k in ("seeds", "learning_rates") else v for k, v in values.items()}
-        try:
-            methods[name] = Method(name, **fields)
-        except TypeError as error:
-            raise InputError(f"the plan {path}: method {name}: {first_line(error).partition('() ')[2]}") from error
+        settings: dict[str, Any] = {k: tuple(v) if k in ("seeds", "learning_rates") else v for k, v in values.items()}
+        refuse_keys(f"the plan {path}: method {name}", settings)
+        methods[name] = Method(name, **settings)
     own = content["models"].get(model, {})
     for name in own.get("methods", ()):
         if name not in methods:

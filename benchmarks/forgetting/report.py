@@ -115,7 +115,10 @@ def text(by_model: dict[str, list[Group]]) -> str:
     for model, found in by_model.items():
         lora = next((group for group in found if group.name == "lora" and not group.varied), None)
         last = max((r for group in found for r in group.records), key=lambda r: len(r.tasks))
-        parts += [f"## {model}\n", " ".join(filter(None, (sentence(vars(last)), machines(found), commits(found)))) + "\n"]
+        parts += [
+            f"## {model}\n",
+            " ".join(filter(None, (sentence(vars(last)), machines(found), commits(found)))) + "\n",
+        ]
         parts += ["### What holds and what does not\n", claim_list(claims(found))]
         parts += ["### Every method\n", table([group for group in found if not group.varied], settings, lora)]
         if any(group.varied for group in found):
