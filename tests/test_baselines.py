@@ -138,7 +138,6 @@ def test_corda_on_a_half_precision_base_loses_nothing_by_rounding(settings: dict
 
 
 @pytest.mark.filterwarnings("ignore:Adapter .* invalid shape")  # layers may be left without any rank
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
 def test_adalora_is_saved_as_it_was_trained(settings: dict[str, Any]) -> None:
     """Though ranks are chosen every third step alone."""
     adapter = {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "deltaT": 3, "target_modules": "all-linear"}

@@ -143,7 +143,8 @@ def commits(found: Sequence[Group]) -> str:
 
 def machines(found: Sequence[Group]) -> str:
     """Which methods were measured on which machines; on another one the same seed trains to somewhat other weights."""
-    return listed("By machine: ", by(found, lambda record: device(record.machine) + ":"))
+    made = listed("By machine: ", by(found, lambda record: device(record.machine) + ":"))
+    return made and f"{made} Another machine trains the same seed to somewhat other weights."
 
 
 def by(found: Sequence[Group], key: Callable[[Record], str]) -> dict[str, list[str]]:

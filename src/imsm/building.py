@@ -200,8 +200,7 @@ def add_adapter(
         streams.frozen(probe_inputs(streams.base), None)
         reference = streams.tap.memory
     try:
-        with _refusals(streams.base), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        with _refusals(streams.base), _without_alarms():
             if folder is not None:
                 peft_model.load_adapter(os.fspath(folder), name, is_trainable=True)
             else:
@@ -244,10 +243,19 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False, n
     Raises:
         InputError: peft cannot do it.
     """
-    with _refusals(base), warnings.catch_warnings():
-        # peft only warns of missing tensors; `refuse_other_tensors` looks itself.
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+    with _refusals(base), _without_alarms():
         return PeftModel.from_pretrained(base, os.fspath(folder), name, is_trainable=trainable)
+
+
+@contextmanager
+def _without_alarms() -> Iterator[None]:
+    """Within, what peft warns of while it loads without need."""
+    with warnings.catch_warnings():
+        # It only warns of missing tensors; `refuse_other_tensors` looks itself.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        # AdaLoRA's final ranks are by tensor, which peft takes for modules that are not there, and uses all the same.
+        warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match .*\['[^']*lora_E'")
+        yield
 
 
 @contextmanager
