@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,11 +50,17 @@ def plan_content(path: Path, needed: Set[str], optional: Set[str] = frozenset())
         InputError: it cannot be read, or has other keys.
     """
     content = read_mapping(path, "plan", f"a plan as 'key: value' with {', '.join(sorted(needed))}")
-    missing, unknown = needed - set(content), set(content) - needed - optional
-    for what, keys in (("lacks", missing), ("has unknown keys:", unknown)):
-        if keys:
-            raise InputError(f"the plan {path} {what} {', '.join(sorted(map(str, keys)))}")
+    refuse_keys(f"the plan {path}", content, sorted(needed), sorted(optional))
     return content
+
+
+def refuse_keys(what: str, given: Collection[Any], needed: Sequence[str], optional: Sequence[str]) -> None:
+    """Raises `InputError` if keys are missing, or there are others than these."""
+    if missing := [key for key in needed if key not in given]:
+        raise InputError(f"{what} lacks {', '.join(missing)}")
+    known = [*needed, *optional]
+    if unknown := [str(key) for key in given if key not in known]:
+        raise InputError(f"{what} has unknown keys: {', '.join(unknown)}; it may have {', '.join(known)}")
 
 
 def deadline(args: argparse.Namespace) -> float:

@@ -286,3 +286,12 @@ def test_reworded_scores_are_held_against_loras() -> None:
     assert "| 0.400 | 0.400 | 1.00 |" in lines[2] and "| 0.300 | 0.300 | 0.75 |" in lines[3]
     assert "| 0.300 | 0.300 | – |" in report.table([scored("imsm", 0.3)], settings, None)
     assert "reworded" not in report.table([lora], {**settings, "reworded": []}, None)
+
+
+def test_the_page_says_which_machine_measured_what() -> None:
+    here = records.read(Path(report.__file__).parent / "results/gemma3/base.json")
+    there = dataclasses.replace(here, machine={**here.machine, "processor": "another", "flags": ["sve"]})
+    groups = [report.Group(name, name, "", (record,)) for name, record in (("one", here), ("two", there))]
+    said = report.machines(groups)
+    assert "): one; another (sve): two. Another machine trains" in said and said.startswith("By machine: ")
+    assert report.machines(groups[:1]) == ""

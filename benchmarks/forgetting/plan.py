@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import plan_content
+from benchmarks.commands import plan_content, refuse_keys
 from imsm.errors import InputError
 
 PLAN = Path(__file__).resolve().parent / "plan.yaml"
@@ -40,6 +40,11 @@ class Method:
     def suffixes(self) -> list[str]:
         """What is put behind the checkpoint's name for each point of the sweep."""
         return [f"@{what}={value:g}" for what, values in self.sweep.items() for value in values]
+
+
+#: The keys of a method in the plan, beside its name.
+OPTIONAL = tuple(one.name for one in fields(Method) if (one.default, one.default_factory) != (MISSING, MISSING))
+NEEDED = tuple(one.name for one in fields(Method) if one.name not in ("name", *OPTIONAL))
 
 
 @dataclass(frozen=True)
@@ -98,16 +103,6 @@ def train_config(settings: dict[str, Any], **own: Any) -> Any:
     return TrainConfig(**{**settings, **own, **made})
 
 
-def refuse_keys(what: str, given: Collection[str]) -> None:
-    """Raises `InputError` if a method's keys are not those of a `Method`."""
-    known = {one.name: one for one in fields(Method) if one.name != "name"}
-    needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
-    if missing := [name for name in needed if name not in given]:
-        raise InputError(f"{what} lacks {', '.join(missing)}")
-    if unknown := [name for name in given if name not in known]:
-        raise InputError(f"{what} has unknown keys: {', '.join(unknown)}; it may have {', '.join(known)}")
-
-
 def read_plan(model: str, path: Path = PLAN) -> Plan:
     """The plan for a model: all methods, or those that the plan names for it. Task files are looked for beside it.
 
@@ -119,7 +114,7 @@ def read_plan(model: str, path: Path = PLAN) -> Plan:
     methods: dict[str, Method] = {}
     for name, values in content["methods"].items():
         settings: dict[str, Any] = {k: tuple(v) if k in ("seeds", "learning_rates") else v for k, v in values.items()}
-        refuse_keys(f"the plan {path}: method {name}", settings)
+        refuse_keys(f"the plan {path}: method {name}", settings, NEEDED, OPTIONAL)
         methods[name] = Method(name, **settings)
     own = content["models"].get(model, {})
     for name in own.get("methods", ()):

@@ -137,7 +137,11 @@ def drawn(bank: Bank, default: Choice) -> list[dict[str, Any]]:
     """What the values of `DRAWN` come to over `DRAWS` draws under each of `DRAWN_RULES`: mean and standard deviation of the share
     that goes right over all sets but conversations, and the mean of the worst set's."""
     found = []
-    judged = bank.judged("validation")
+    judged = list(enumerate(bank.judged("validation")))
+    places = {
+        side: [place for place, part in judged if part["wanted"] == side and not part["name"].startswith("turns-")]
+        for side in ("task", "base")
+    }
     for layers, pooling, penalty, prompts in DRAWN:
         values: dict[str, Any] = {"layers": layers, "pooling": pooling, "penalty": penalty, "prompts": prompts}
         choice = replace(default, **values)
@@ -145,12 +149,9 @@ def drawn(bank: Bank, default: Choice) -> list[dict[str, Any]]:
         for name in DRAWN_RULES:
             entry = {**values, "border": name}
             for side, right in (("task", 0), ("base", 1)):
-                places = [
-                    place
-                    for place, part in enumerate(judged)
-                    if part["wanted"] == side and not part["name"].startswith("turns-")
+                each = [
+                    [1 - abs(rules[name]["shares"][place] - right) for place in places[side]] for rules in drawn_rules
                 ]
-                each = [[1 - abs(rules[name]["shares"][place] - right) for place in places] for rules in drawn_rules]
                 means = [fmean(shares) for shares in each]
                 entry[side] = {"mean": fmean(means), "deviation": stdev(means), "worst": fmean(map(min, each))}
             found.append(entry)

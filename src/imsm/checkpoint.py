@@ -34,7 +34,7 @@ from imsm.errors import InputError, first_line
 from imsm.folders import fetch, staged
 from imsm.gates import build_gate
 from imsm.names import refuse_lost
-from imsm.relevance import RelevanceHead, check_head
+from imsm.relevance import build_head
 from imsm.routing import Router
 from imsm.tasks import OWN, Task
 
@@ -352,10 +352,7 @@ def read_task(folder: Path, config: SiameseConfig) -> Task:
     if other := [key for key in READS if settings.pop(key) != getattr(config, key)]:
         raise InputError(f"{folder / TASK} does not go with {CONFIG}: it has another {' and '.join(other)}")
     gate = build_gate(settings["gate"], config.hidden_size, settings["gate_rank"], settings["gate_dropout"])
-    head = None
-    if settings["relevance"]:
-        check_head(settings["relevance"], config.hidden_size)
-        head = RelevanceHead(settings["relevance"])
+    head = build_head(settings["relevance"], config.hidden_size)
     task = Task(gate, head, read_queries(folder), settings)
     for file, part in parts(task).items():
         load_part(part, folder / file)

@@ -26,7 +26,7 @@ from imsm.lock import CallLock
 from imsm.loss import answer_loss
 from imsm.mixing import Pair, Recall, mix, recall_of, recalled, refuse_bank, sole_stream
 from imsm.query import IGNORE, Queries, attended_tokens, example_starts, kept_positions, kept_queries, pooled
-from imsm.relevance import RelevanceHead, check_head
+from imsm.relevance import build_head
 from imsm.streams import Streams, nothing, on_device_of
 from imsm.turns import last_turns
 
@@ -80,10 +80,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         self._two_passes = False
         head = self.base.get_output_embeddings()
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
-        self.relevance: RelevanceHead | None = None
-        if config.relevance:
-            check_head(config.relevance, config.hidden_size)
-            self.relevance = RelevanceHead(config.relevance)
+        self.relevance = build_head(config.relevance, config.hidden_size)
         self.parked, self.router = nn.ModuleDict(), None
         for part in filter(None, (self.gate, self.relevance)):
             part.to(next(head.parameters()).device)

@@ -51,6 +51,14 @@ def check_head(width: int, memory: int) -> None:
         )
 
 
+def build_head(width: int, memory: int) -> RelevanceHead | None:
+    """The head that a checkpoint's settings name, without its weights; None for 0. Errors as for `check_head`."""
+    if not width:
+        return None
+    check_head(width, memory)
+    return RelevanceHead(width)
+
+
 class Fitted(NamedTuple):
     """A head and what is to be expected of it where queries are of a kind that it has not seen.
 
