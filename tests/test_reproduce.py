@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from accelerate import init_empty_weights
 from peft import get_peft_model
@@ -26,6 +27,7 @@ from imsm.cli.reproduce import run as reproduce
 from imsm.evaluation.results import Estimate, RecordResult, TaskResult
 from imsm.reproduce.comparison import t_test
 from imsm.reproduce.paper import paper_tables
+from imsm.reproduce.peak import peak_memory
 from imsm.reproduce.plans import ROWS, Run, chosen, make_plan, merged, share
 from imsm.reproduce.processes import lone_environment
 from imsm.reproduce.recipes import Recipe, read_recipe, recipe_names
@@ -523,3 +525,19 @@ def test_clear_errors(arguments: list[str], base_folder: str, data_root: Path, t
         with pytest.raises(InputError, match=r"there is no file .*ropes.test.jsonl"):
             reproduce(["table1", *arguments, "--only", "cola/lora", "--only", "ropes/lora", *how])
     assert not (tmp_path / "out" / "runs").exists(), "data are looked at before the first run"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="of a process's own memory on Linux")
+def test_what_an_earlier_run_left_is_not_in_the_peak_of_the_next() -> None:
+    blocks = [torch.ones(25_000) for _ in range(3_000)]  # 300 MB in blocks that the C library keeps when they are freed
+    last = torch.ones(25_000)
+    with peak_memory() as full:
+        pass
+    del blocks
+    with peak_memory() as empty:
+        pass
+    assert full["bytes"] - empty["bytes"] > 200e6
+    with peak_memory() as third:
+        again = torch.ones(50_000_000)
+    assert third["bytes"] - empty["bytes"] > 150e6
+    assert last.sum() == 25_000 and again[0] == 1

@@ -9,7 +9,6 @@ OUTPUT/speed/NAME.json
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import sys
@@ -17,8 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from imsm.errors import InputError
 from imsm.evaluation.candidates import Candidate, open_candidate
@@ -28,7 +25,7 @@ from imsm.evaluation.sources import load_records
 from imsm.evaluation.task import TaskRecord
 from imsm.evaluation.tasks import TASKS
 from imsm.folders import write_text
-from imsm.reproduce.peak import peak_memory
+from imsm.reproduce.peak import peak_memory, release_memory
 from imsm.reproduce.plans import ORIGINAL, Job, Run
 from imsm.reproduce.recipes import Recipe
 from imsm.reproduce.speed import Speed, measure
@@ -207,9 +204,7 @@ class Study:
             self._train(job.run)
         if left != ["train"]:
             self._evaluate(job, [task for task in job.tasks if task in left], "speed" in left)
-        gc.collect()  # before the next model is loaded
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()  # before the next model is loaded
 
     def _train(self, run: Run) -> None:
         assert run.trained_on is not None
