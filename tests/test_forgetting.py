@@ -224,9 +224,11 @@ def test_claims_follow_from_the_figures() -> None:
         group("lora", 0.6, 0.9, "@scale=0.5"),
     ]
     made = claims.claims(found)
-    assert [claim.holds for claim in made] == [False, True, False, True, False]
+    assert [claim.holds for claim in made] == [False, True, False, True, False, True, False]
     assert "@gate=0.5 has 0.700 and 0.600" in made[2].text
-    assert "replay (harmonic mean 0.583 against 0.646)" in made[4].text
+    assert "best constant in its place, @gate=0.5 (plasticity 0.700 against 0.700)" in made[3].text
+    assert "best constant in its place, @gate=0.5 (harmonic mean 0.583 against 0.646)" in made[4].text
+    assert "replay (harmonic mean 0.583 against 0.646)" in made[6].text
     assert not claims.claims([group("lora", 0.8, 0.2)])
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: The task of questions that are near the target and not it.
 NEAR = "kept_near_domain"
+#: What a figure is called where its own name does not do.
+NAMES = {"harmonic": "harmonic mean"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ def claims(found: Sequence[Group]) -> list[Claim]:
         dialled = [group for group in found if group.varied.startswith(what)]
         if dialled:
             made.append(undominated(ours, dialled))
+        learned = plain.get(dialled[0].name) if dialled and what == "@gate" else None
+        if learned is not None:
+            made += [beats_constants(learned, dialled, figure) for figure in ("plasticity", "harmonic")]
     for name, peer in plain.items():
         if name not in ("base", "imsm", "lora") and not name.startswith("imsm-"):
             made.append(more(ours, peer, "harmonic", "balances learning and keeping at least as well as"))
@@ -97,8 +102,19 @@ def more(ours: Group, peer: Group, figure: str, words: str) -> Claim:
     """Our figure is at least the peer's."""
     ours, peer = ours.beside(peer)
     mine, theirs = ours.balance(figure), peer.balance(figure)
-    name = "harmonic mean" if figure == "harmonic" else figure
-    return Claim(f"IMSM {words} {peer.title} ({name} {mine:.3f} against {theirs:.3f}).", mine >= theirs)
+    return Claim(f"IMSM {words} {peer.title} ({NAMES.get(figure, figure)} {mine:.3f} against {theirs:.3f}).", mine >= theirs)
+
+
+def beats_constants(learned: Group, dialled: Sequence[Group], figure: str) -> Claim:
+    """A gate that learned has at least the figure of the best of its constant values."""
+    best = max(dialled, key=lambda group: group.balance(figure))
+    learned, best = learned.beside(best)
+    mine, theirs = learned.balance(figure), best.balance(figure)
+    said = (
+        f"{learned.title}: the gate that learned does at least as well as the best constant in its place, {best.varied} "
+        f"({NAMES.get(figure, figure)} {mine:.3f} against {theirs:.3f})."
+    )
+    return Claim(said, mine >= theirs)
 
 
 def undominated(ours: Group, dialled: Sequence[Group]) -> Claim:
