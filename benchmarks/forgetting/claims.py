@@ -102,7 +102,9 @@ def more(ours: Group, peer: Group, figure: str, words: str) -> Claim:
     """Our figure is at least the peer's."""
     ours, peer = ours.beside(peer)
     mine, theirs = ours.balance(figure), peer.balance(figure)
-    return Claim(f"IMSM {words} {peer.title} ({NAMES.get(figure, figure)} {mine:.3f} against {theirs:.3f}).", mine >= theirs)
+    return Claim(
+        f"IMSM {words} {peer.title} ({NAMES.get(figure, figure)} {mine:.3f} against {theirs:.3f}).", mine >= theirs
+    )
 
 
 def beats_constants(learned: Group, dialled: Sequence[Group], figure: str) -> Claim:
