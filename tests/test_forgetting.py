@@ -199,7 +199,7 @@ def test_the_plan_is_sound(model: str) -> None:
     assert {"lora", "imsm", "imsm-paper", "lora-kl-dreams"} <= set(made.methods)
     for method in made.methods.values():
         # Each is searched alike, or has LoRA's rate.
-        assert len(method.learning_rates) == 2 or method.rate_of == "lora" or method.name == "lora"
+        assert len(method.learning_rates) == 2 or method.rate_of == "lora"
         settings = {**made.train, **method.train}
         config = plan.train_config(settings, model="m", output_dir="o", data=DataConfig(train="d.jsonl"))
         if config.method in ("imsm", "peft") and config.adapter.get("init_lora_weights") != "corda":

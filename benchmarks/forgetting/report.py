@@ -21,9 +21,9 @@ This page is made by `python -m benchmarks.forgetting report` from the records i
 `python -m benchmarks.forgetting run --data-root DATA` makes as [plan.yaml](../benchmarks/forgetting/plan.yaml) says.
 
 Every method learns the same {training} Banking77 records (name one of 77 intents of a bank customer's message) in the same
-order for the same number of steps; replay has its share of records and steps more. All that train the same LoRA use one
-learning rate; every other method tries two with the first seed, and the one that scores best on {validation} validation records of
-the training file is used. The test records, up to {limit} a task{limits}, are looked at after that, once; IMSM was scored
+order for the same number of steps; replay has its share of records and steps more. LoRA and every method with an adapter of its own try two
+learning rates with the first seed, and the one that scores best on {validation} validation records of the training file is used; all that train the
+same LoRA use LoRA's. The test records, up to {limit} a task{limits}, are looked at after that, once; IMSM was scored
 on them anew when its head was changed, which [experiments.md](experiments.md) tells of. Methods of the plan that no table has
 are not run yet. This is a small model, one task and a short training: what holds here need not hold at 7 B, and what fails
 here need not fail there.
@@ -210,10 +210,13 @@ def spread(values: Sequence[float]) -> str:
 def rates(found: Sequence[Group]) -> str:
     """What each learning rate scored on the validation records."""
     lines = ["| | tried: exact match on validation | used |\n", "| --- | --- | ---: |\n"]
+    searched = next((group.records[0] for group in found if group.name == "lora" and group.records[0].tried), None)
     for group in found:
         record = group.records[0]
         if group.varied or record.learning_rate is None:
             continue
         tried = ", ".join(f"{rate}: {score:.3f}" for rate, score in record.tried.items())
-        lines.append(f"| {group.title} | {tried or 'not searched'} | {record.learning_rate:g} |\n")
+        if not tried:
+            tried = "LoRA's" if searched and searched.learning_rate == record.learning_rate else "not searched"
+        lines.append(f"| {group.title} | {tried} | {record.learning_rate:g} |\n")
     return "".join(lines)

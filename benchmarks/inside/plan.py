@@ -14,6 +14,8 @@ RETAINED = ("wiki", "kept_freebaseqa", "kept_webq")
 #: Test records a task, and of those that take longest.
 LIMIT, LIMITS = 300, {"wiki": 100, "kept_freebaseqa": 100, "kept_webq": 100}
 SOURCE = "Song et al. 2025, arXiv 2412.17383"
+#: Of all variants; LoRA's in the forgetting benchmark.
+LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def make_plan(model: str, layers: Sequence[int], variants: Sequence[str], record
         # The name tells the layers, so that records of other ones can lie beside.
         behind = "-".join([name, *map(str, inside)])
         title = variant.title + (f", behind {' and '.join(map(str, inside))}" if inside else "")
-        methods[behind] = Method(behind, title, variant.source, settings, (seed,), lora.learning_rates)
+        methods[behind] = Method(behind, title, variant.source, settings, (seed,), (LEARNING_RATE,))
     return replace(
         plan,
         reworded=plan.reworded[:REWORDED],
