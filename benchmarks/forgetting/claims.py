@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 #: The task of questions that are near the target and not it.
 NEAR = "kept_near_domain"
-#: What a figure is called where its own name does not do.
-NAMES = {"harmonic": "harmonic mean"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,8 @@ def claims(found: Sequence[Group]) -> list[Claim]:
         dialled = [group for group in found if group.varied.startswith(what)]
         if dialled:
             made.append(undominated(ours, dialled))
-        learned = plain.get(dialled[0].name) if dialled and what == "@gate" else None
-        if learned is not None:
-            made += [beats_constants(learned, dialled, figure) for figure in ("plasticity", "harmonic")]
+        if what == "@gate" and dialled and dialled[0].name in plain:
+            made += [beats_constants(plain[dialled[0].name], dialled, figure) for figure in ("plasticity", "harmonic")]
     for name, peer in plain.items():
         if name not in ("base", "imsm", "lora") and not name.startswith("imsm-"):
             made.append(more(ours, peer, "harmonic", "balances learning and keeping at least as well as"))
@@ -100,23 +97,24 @@ def promises(ours: Group, lora: Group, base: Group, paper: Group | None) -> list
 
 def more(ours: Group, peer: Group, figure: str, words: str) -> Claim:
     """Our figure is at least the peer's."""
-    ours, peer = ours.beside(peer)
-    mine, theirs = ours.balance(figure), peer.balance(figure)
-    return Claim(
-        f"IMSM {words} {peer.title} ({NAMES.get(figure, figure)} {mine:.3f} against {theirs:.3f}).", mine >= theirs
-    )
+    return at_least(ours, peer, figure, f"IMSM {words} {peer.title}")
 
 
 def beats_constants(learned: Group, dialled: Sequence[Group], figure: str) -> Claim:
     """A gate that learned has at least the figure of the best of its constant values."""
     best = max(dialled, key=lambda group: group.balance(figure))
-    learned, best = learned.beside(best)
-    mine, theirs = learned.balance(figure), best.balance(figure)
     said = (
-        f"{learned.title}: the gate that learned does at least as well as the best constant in its place, {best.varied} "
-        f"({NAMES.get(figure, figure)} {mine:.3f} against {theirs:.3f})."
+        f"{learned.title}: the gate that learned does at least as well as the best constant in its place, {best.varied}"
     )
-    return Claim(said, mine >= theirs)
+    return at_least(learned, best, figure, said)
+
+
+def at_least(group: Group, peer: Group, figure: str, said: str) -> Claim:
+    """What is said, with the figures of both on the seeds that both have: the group's is at least the peer's."""
+    group, peer = group.beside(peer)
+    mine, theirs = group.balance(figure), peer.balance(figure)
+    name = "harmonic mean" if figure == "harmonic" else figure
+    return Claim(f"{said} ({name} {mine:.3f} against {theirs:.3f}).", mine >= theirs)
 
 
 def undominated(ours: Group, dialled: Sequence[Group]) -> Claim:

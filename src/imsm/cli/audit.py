@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import re
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from rich.console import Console
 
@@ -19,7 +17,7 @@ from imsm.cli.checkpoint import add_loading_arguments
 from imsm.cli.tasks import add_task_arguments, named_tasks, read_data, refuse_missing, run_tasks
 from imsm.errors import InputError, first_line
 from imsm.evaluation.audit import Audit, audit
-from imsm.evaluation.candidates import Candidate, find_kind, open_candidate
+from imsm.evaluation.candidates import Candidate, find_kind, open_candidate, release_memory
 from imsm.evaluation.comparison import common_tasks, same_base
 from imsm.evaluation.page import write_page
 from imsm.evaluation.results import Result, read_result
@@ -175,9 +173,7 @@ def evaluated(
         return run_tasks(candidate, tasks, output, args)
     finally:
         del candidate
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 def opened(spec: str, before: Result | None, args: argparse.Namespace) -> Candidate:

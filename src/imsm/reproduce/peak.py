@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from imsm.evaluation.candidates import release_memory
+
 #: Linux: what is written into the first starts the peak in the second anew.
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-
-def release_memory() -> None:
-    """Gives back what nothing holds any more: to the GPU, and to the system where its C library can (glibc).
-
-    glibc keeps freed blocks for later, gigabytes of them after a training on long records; they would count as the next one's.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    trim = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 @contextmanager

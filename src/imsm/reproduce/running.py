@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import InputError
-from imsm.evaluation.candidates import Candidate, open_candidate
+from imsm.evaluation.candidates import Candidate, open_candidate, release_memory
 from imsm.evaluation.results import TaskResult, read_result
 from imsm.evaluation.running import evaluate
 from imsm.evaluation.sources import load_records
 from imsm.evaluation.task import TaskRecord
 from imsm.evaluation.tasks import TASKS
 from imsm.folders import write_text
-from imsm.reproduce.peak import peak_memory, release_memory
+from imsm.reproduce.peak import peak_memory
 from imsm.reproduce.plans import ORIGINAL, Job, Run
 from imsm.reproduce.recipes import Recipe
 from imsm.reproduce.speed import Speed, measure
