@@ -60,7 +60,7 @@ def plan_file(tmp_path: Path) -> Path:
             "imsm": {
                 "title": "IMSM",
                 "source": "another",
-                "train": {"method": "imsm", "adapter": lora},
+                "train": {"method": "imsm", "adapter": lora, "dreams": {"count": 8, "task_prompts": 4}},
                 "rate_of": "lora",
                 "seeds": [0],
                 "sweep": {"gate": [0.5]},
