@@ -91,27 +91,27 @@ def test_crop_takes_back_tokens(model: SiameseForCausalLM, removed: int, query: 
         assert_same(logits, anew(model, BATCH, start=5 + kept))
 
 
-def test_the_last_token_goes_on_and_back() -> None:
-    """Of each row, what the frozen stream's memory was at its last token that is not padding."""
+def test_the_last_tokens_go_on_and_back() -> None:
+    """Of each row, what the frozen stream's memory was at its last tokens that are not padding."""
     cache = TwinCache()
     memory = torch.arange(1.0, 13.0).view(2, 6, 1)
     attended = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0]]).bool()
 
-    def end() -> list[float]:
+    def recent() -> list[list[float]]:
         running = cache.past_sums()
-        assert running is not None and running.end is not None
-        return running.end[:, 0].tolist()
+        assert running is not None and running.recent is not None
+        return running.recent[..., 0].tolist()
 
-    cache.record(memory[:, :3], None, attended[:, :3], for_head=True)
-    assert end() == [3, 8]
-    cache.record(memory[:, 3:], None, attended[:, 3:], for_head=True)
-    assert end() == [6, 10]
+    cache.record(memory[:, :3], None, attended[:, :3], recent=3)
+    assert recent() == [[0, 2, 3], [0, 7, 8]]
+    cache.record(memory[:, 3:], None, attended[:, 3:], recent=3)
+    assert recent() == [[4, 5, 6], [7, 8, 10]]
     cache.crop(-2)
-    assert end() == [4, 10]
+    assert recent() == [[2, 3, 4], [7, 8, 10]]
     cache.crop(-1)
-    assert end() == [3, 8]
+    assert recent() == [[0, 2, 3], [0, 7, 8]]
     cache.batch_select_indices(torch.tensor([1]))
-    assert end() == [8]
+    assert recent() == [[0, 7, 8]]
 
 
 @pytest.mark.parametrize("has_head", [False, True])
@@ -120,15 +120,15 @@ def test_the_last_token_is_kept_for_a_head_alone(has_head: bool) -> None:
     if has_head:
         model.set_relevance(RelevanceHead(2 * model.config.hidden_size))
     cache = read(model)
-    assert (cache.past_sums().end is not None) == has_head
+    assert (cache.past_sums().recent is not None) == has_head
     logits = go_on(model, cache, BATCH)
     cache.crop(-1)
-    assert (cache.past_sums().end is not None) == has_head
+    assert (cache.past_sums().recent is not None) == has_head
     assert_same(logits, anew(model, BATCH))
     if has_head:
         found = model(*BATCH, output_memories=True).base_memory
         last = BATCH.mask[:, :-1].cumsum(dim=1).argmax(dim=1)
-        assert torch.allclose(cache.past_sums().end, found[torch.arange(len(last)), last], atol=1e-5)
+        assert torch.allclose(cache.past_sums().recent[:, 0], found[torch.arange(len(last)), last], atol=1e-5)
 
 
 def test_a_cache_from_before_there_was_a_head() -> None:

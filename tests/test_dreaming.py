@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from zoo import tiny_siamese
 
@@ -15,8 +16,11 @@ from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, Train
 from imsm.data import AnswerCollator, load_examples
 from imsm.gates import GATES
 from imsm.generation import answers
+from imsm.samples import Sample
 from imsm.settings import RetainConfig, load, read_yaml, to_yaml
+from imsm.training import dreaming
 from imsm.training.border import fit_border, frozen_queries
+from imsm.training.dreaming import Dreams, learn_from_dreams
 from imsm.training.refit import constants, fit_gate, logits
 
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -114,6 +118,37 @@ def test_anchors_stay_as_they_are(settings: dict[str, Any], tmp_path: Path) -> N
     assert said(result.model, result.tokenizer, anchors) == said(base, result.tokenizer, anchors)
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_dream_that_asks_is_seen_with_a_question_mark_too(
+    chat: bool,
+    examples: Any,
+    base_folder: str,
+    tokenizer: PreTrainedTokenizerBase,
+    plain_tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a user turn, where there is a chat template; anchors stay as they are."""
+    words = tokenizer if chat else plain_tokenizer
+    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    dreamt, anchor = ["The sea is blue.", "is it late"], "What now"
+    seen: dict[str, Any] = {}
+
+    def fit(*given: Any, **how: Any) -> Any:
+        seen.update(how, read=given[2])
+        return fit_border(*given, **how)
+
+    monkeypatch.setattr(dreaming, "fit_border", fit)
+    dreams = Dreams([Sample(words(text)["input_ids"], []) for text in dreamt], [words(anchor)["input_ids"]])
+    model = SiameseForCausalLM.from_base(base_folder, get_peft_config({**LORA, "task_type": "CAUSAL_LM"}), gate="tuned")
+    config = TrainConfig("m", "o", DataConfig("t"), progress=False)
+    found = learn_from_dreams(config, model, words, examples, dreams)
+    assert set(found) == {"false_recall", "dreams_kept"}
+    asked = [turn.format("Is it late?")] if chat else []
+    assert [words.decode(ids) for ids in seen["read"]] == [*dreamt, *asked, anchor]
+    assert seen["dream_origins"] == ([0, 1, 1, 2] if chat else [0, 1, 2])
+    assert words.decode(model.config.relevance_close) == ("<|im_end|>\n<|im_start|>assistant\n" if chat else "")
+
+
 def test_off_is_the_papers_training(settings: dict[str, Any]) -> None:
     settings["dreams"] = DreamsConfig("off")
     result = train(TrainConfig(**settings))
@@ -181,7 +216,7 @@ def test_queries_of_a_batch_are_those_of_each_prompt() -> None:
             model(torch.tensor([prompt]), output_memories=True, use_cache=False).base_memory[0] for prompt in prompts
         ]
         alone = torch.stack([torch.cat([memory.mean(dim=0), memory[-1]]) for memory in memories])
-    torch.testing.assert_close(frozen_queries(model, prompts), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frozen_queries(model, prompts, ()), alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_border_of_prompts_that_differ() -> None:
@@ -192,7 +227,7 @@ def test_the_border_of_prompts_that_differ() -> None:
     border = fit_border(model, task, dreams)
     assert border.false_recall < 0.2 and border.dreams_kept > 0.9
     assert model.relevance is not None
-    assert (model.relevance(frozen_queries(model, task)) < 0).all()
+    assert (model.relevance(frozen_queries(model, task, ())) < 0).all()
 
 
 def test_dresses_of_an_example_are_judged_by_a_head_that_saw_none_of_them() -> None:

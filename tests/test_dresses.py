@@ -57,8 +57,9 @@ def texts(tokenizer: PreTrainedTokenizerBase, found: Sequence[Dress], kind: str)
 @pytest.mark.parametrize("form", ["pairs", "chats"])
 def test_contents_survive_and_no_dress_is_another(form: str, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = pairs(tokenizer, WORDED) if form == "pairs" else chats(tokenizer)
+    kinds = [kind for kind in KINDS if kind != "asked"]  # the prompts begin with an instruction
     found = dresses(examples, tokenizer, 0, tuple(KINDS))
-    assert [(dress.index, dress.kind) for dress in found] == [(i, kind) for i in range(len(CONTENTS)) for kind in KINDS]
+    assert [(dress.index, dress.kind) for dress in found] == [(i, kind) for i in range(len(CONTENTS)) for kind in kinds]
     for dress in found:
         text = decode(tokenizer, dress.prompt_ids)
         content = CONTENTS[dress.index]
@@ -67,7 +68,30 @@ def test_contents_survive_and_no_dress_is_another(form: str, tokenizer: PreTrain
         trained = prompt_and_answer(examples[dress.index])[0]
         assert (dress.prompt_ids == trained) is (dress.kind == "trained")
     for index in range(len(CONTENTS)):
-        assert len({tuple(dress.prompt_ids) for dress in found if dress.index == index}) == len(KINDS)
+        assert len({tuple(dress.prompt_ids) for dress in found if dress.index == index}) == len(kinds)
+
+
+def test_what_is_asked_ends_with_a_question_mark(
+    tokenizer: PreTrainedTokenizerBase, plain_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    said = [
+        "how do i get home",
+        "What is it?",
+        '"Is it late." she said\nand went',
+        "tell me why",
+        "Whatever you do",
+        "why?\n",
+    ]
+    wanted = ["How do i get home?", "What is it?", 'Is it late." she said?', None, None, "Why?"]
+    plain = pairs(tokenizer, "{}", said)
+    assert [dress.index for dress in dresses(plain, tokenizer, kinds=("asked",))] == [0, 1, 2, 5]
+    assert texts(tokenizer, dresses(plain, tokenizer, kinds=("asked",)), "asked") == [
+        HEAD + text + TAIL for text in wanted if text is not None
+    ]
+    assert not dresses(pairs(plain_tokenizer, "{}", said), plain_tokenizer, kinds=("asked",))
+    # What is asked so already is not asked again.
+    turn = Conversation([{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "yes"}], 0)
+    assert not dresses([Renderer(tokenizer).render(turn, 1)], tokenizer, kinds=("asked",))
 
 
 @pytest.mark.parametrize("form", ["pairs", "chats"])

@@ -93,8 +93,9 @@ def test_the_last_token_of_a_query_is_found_behind_padding_and_in_the_cache() ->
     attended = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0]]).bool()
     boundary = torch.tensor([[5, 2, 1, -1], [5, 1, 0, -1]])
     assert ends(memory, attended, boundary)[..., 0].tolist() == [[5, 2, 0, 0], [8, 6, 6, 0]]
-    past = torch.tensor([[-1.0], [-2.0]])
+    past = torch.tensor([[[-3.0], [-1.0]], [[-4.0], [-2.0]]])
     assert ends(memory, attended, boundary, past=past)[..., 0].tolist() == [[5, 2, -1, -1], [8, 6, 6, -2]]
+    assert ends(memory, attended, boundary - 1, past=past)[..., 0].tolist() == [[4, -1, -1, -3], [8, 6, -2, -4]]
     # Of packed examples, each has its own.
     first = torch.tensor([[3, 0, 0, 0], [4, 1, 0, 0]])
     assert ends(memory, attended, boundary, first)[..., 0].tolist() == [[5, 2, 0, 0], [0, 0, 6, 0]]

@@ -20,7 +20,7 @@ from zoo import ARCHITECTURES, tiny_base, tiny_siamese
 
 from imsm import GATES, InputError, SiameseForCausalLM, TwinCache
 from imsm.clusters import clusters
-from imsm.data.turns import turn_opener
+from imsm.data.turns import turn_closer, turn_opener
 from imsm.gates import Dial
 from imsm.relevance import RelevanceHead, fit_relevance
 from imsm.turns import last_turn, last_turns
@@ -346,14 +346,14 @@ def test_a_model_without_a_head_has_no_file_of_it(tmp_path: Path) -> None:
 
 # -- conversations ---------------------------------------------------------------------------------------------------
 
-OPENER = [60, 61]
+OPENER, CLOSER = [60, 61], [62, 58, 57]
 
 
-def conversation(turns: list[list[int]]) -> list[int]:
-    """A system's words, then turns of the user with a word of the assistant's between."""
+def conversation(turns: list[list[int]], closer: list[int] = CLOSER[:1]) -> list[int]:
+    """A system's words, then turns of the user, each closed, with nothing that the assistant says."""
     ids = [59]
     for turn in turns:
-        ids += [*OPENER, *turn, 62]
+        ids += [*OPENER, *turn, *closer]
     return ids
 
 
@@ -376,38 +376,65 @@ def test_the_last_turn_alone() -> None:
 WORDS = [[3, 4, 5], [20, 9, 33], [41, 2, 17, 8], [50, 51], [11, 30], [25, 26, 27]]
 
 
-def talker() -> tuple[SiameseForCausalLM, list[bool]]:
-    """A model whose head reads the last turn alone, and which of `WORDS` as a turn it leaves to the base model."""
-    model = with_head("tuned")
-    with torch.no_grad():
+def talker(reads_said: bool = False) -> tuple[SiameseForCausalLM, list[bool]]:
+    """A model whose head reads the last turn alone, and which of `WORDS` as a turn it leaves to the base model.
+
+    `reads_said`: turns end with `CLOSER`, and the head reads the last token before it and nothing else.
+    """
+    closer = CLOSER if reads_said else CLOSER[:1]
+    talks = [conversation([turn], closer) for turn in WORDS]
+    if reads_said:
+        model = tiny_siamese("llama", "lora", "tuned")
+        width = model.config.hidden_size
+        head, queries = RelevanceHead(3 * width), [said_of(model, talk) for talk in talks]
+        head.weight[2 * width :].normal_(generator=torch.Generator().manual_seed(3))
+        head.bias.zero_()
+    else:
+        model = with_head("tuned")
         assert model.relevance is not None
-        logits = torch.stack([model.relevance(query_of(model, conversation([turn]))) for turn in WORDS]).flatten()
-        model.relevance.bias -= logits.median() + 1e-3
-    model.set_relevance(model.relevance, OPENER)
+        head, queries = model.relevance, [query_of(model, talk) for talk in talks]
+    with torch.no_grad():
+        logits = torch.stack([head(query) for query in queries]).flatten()
+        head.bias -= logits.median() + 1e-3
+    model.set_relevance(head, OPENER, CLOSER if reads_said else ())
     leave = [bool(logit - logits.median() - 1e-3 > 0) for logit in logits]
     assert len(set(leave)) == 2
     return model, leave
 
 
-def test_each_turn_is_decided_anew() -> None:
+def said_of(model: SiameseForCausalLM, talk: list[int]) -> Tensor:
+    """What a head reads of a prompt that ends with `CLOSER`, (3d,)."""
+    with torch.no_grad():
+        model.streams.frozen({"input_ids": torch.tensor([talk])}, None)
+        memory = model.streams.tap.memory
+        assert memory is not None
+    return torch.cat([query_of(model, talk), memory[0, len(talk) - len(CLOSER) - 1].float()])
+
+
+@pytest.mark.parametrize("reads_said", [False, True])
+def test_each_turn_is_decided_anew(reads_said: bool) -> None:
     """What came before has no say in whose the last turn is, and all of it in what is said."""
-    model, leave = talker()
+    model, leave = talker(reads_said)
     for before in WORDS[:2]:
-        talks = [conversation([before, turn]) for turn in WORDS]
+        talks = [conversation([before, turn], CLOSER if reads_said else CLOSER[:1]) for turn in WORDS]
         wanted = [generate(model, [talk], force_gate=float(base))[0] for talk, base in zip(talks, leave, strict=True)]
         assert generate(model, talks) == wanted == generate(model, talks, use_cache=False)
         assert [generate(model, [talk])[0] for talk in talks] == wanted
         assert generate(model, talks, cache_implementation="static") == wanted
 
 
-@pytest.mark.parametrize("before", WORDS[:2])
-def test_a_turn_is_decided_alike_however_it_is_read(before: list[int]) -> None:
+@pytest.mark.parametrize("before", [*WORDS[:2], None])
+@pytest.mark.parametrize("reads_said", [False, True])
+def test_a_turn_is_decided_alike_however_it_is_read(before: list[int] | None, reads_said: bool) -> None:
     """In chunks, behind what a cache holds, moved about in it, or as the query of a label."""
-    model, leave = talker()
+    model, leave = talker(reads_said)
+    closer = CLOSER if reads_said else CLOSER[:1]
     for turn, base in zip(WORDS, leave, strict=True):
-        talk, first = conversation([before, turn]), conversation([before])
+        talk = conversation([turn] if before is None else [before, turn], closer)
+        first = talk[:-2] if before is None else conversation([before], closer)
         wanted = generate(model, [talk], force_gate=float(base))
-        assert generate(model, [talk], prefill_chunk_size=4) == wanted
+        for size in (1, 2, 3, 4):
+            assert generate(model, [talk], prefill_chunk_size=size) == wanted
         for spare in ([], [5, 5]):
             cache = TwinCache()
             with torch.no_grad():
@@ -427,6 +454,36 @@ def test_a_turn_is_decided_alike_however_it_is_read(before: list[int]) -> None:
             ]
         assert_same(losses[0], losses[2])
         assert_same(losses[1], losses[2])
+
+
+def test_what_was_said_is_read_before_what_closes_the_turn() -> None:
+    """At every place of a text, in rows of different lengths, read at once or token by token."""
+    model, _ = talker(reads_said=True)
+    width = model.config.hidden_size
+    talks = [conversation([turn], CLOSER) + [40, 41] for turn in WORDS]
+    batch = padded(talks)
+    with torch.no_grad():
+        whole = model(batch.ids, batch.mask, output_memories=True)
+        memory, length = whole.base_memory, batch.ids.shape[1]
+        assert memory is not None and model.relevance is not None
+        for row, talk in enumerate(talks):
+            start = length - len(talk)
+            for end in range(len(talk)):
+                closed = talk[: end + 1][-len(CLOSER) :] == CLOSER
+                said = memory[row, start + end - len(CLOSER) * closed].float()
+                base = bool(said @ model.relevance.weight[2 * width :] + model.relevance.bias > 0)
+                wanted = model(torch.tensor([talk[: end + 1]]), force_gate=float(base)).logits[0, -1]
+                assert_same(whole.logits[row, start + end], wanted)
+        cache = TwinCache()
+        stepped = [
+            model(batch.ids[:, at : at + 1], batch.mask[:, : at + 1], past_key_values=cache).logits[:, 0]
+            for at in range(length)
+        ]
+    inside = batch.mask.bool()
+    assert_same(torch.stack(stepped, dim=1)[inside], whole.logits[inside])
+    found = model.streams.frozen_query(batch.ids[:, :-2], batch.mask[:, :-2], CLOSER)
+    at_once = torch.stack([said_of(model, talk[:-2]) for talk in talks])
+    assert_same(found[:, 0], at_once)
 
 
 def test_a_row_is_judged_alike_whatever_stands_beside_it() -> None:
@@ -481,3 +538,5 @@ def test_the_opener_comes_from_the_template(tokenizer: Any, plain_tokenizer: Any
     assert tokenizer.decode(turn_opener(tokenizer)) == "<|im_start|>user\n"
     assert turn_opener(plain_tokenizer) == []
     assert turn_opener(with_template("nothing of it")) == []
+    assert tokenizer.decode(turn_closer(tokenizer)) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert turn_closer(plain_tokenizer) == turn_closer(with_template("nothing of it")) == []

@@ -16,7 +16,7 @@ from transformers.cache_utils import (
 )
 
 from imsm.errors import InputError
-from imsm.query import RunningQuery, ends
+from imsm.query import RunningQuery, behind
 
 
 class TwinCache(Cache):
@@ -52,8 +52,8 @@ class TwinCache(Cache):
         self.sole: float | None = None
         self.task: str | None = None
         self._last: tuple[Tensor | None, Tensor | None, Tensor] | None = None
-        #: The frozen memory of the last token before those of `_last`; None without a head.
-        self._end: Tensor | None = None
+        #: `RunningQuery.recent` as it was before `_last`.
+        self._before: Tensor | None = None
         self._rows: int | None = None
         #: Ids and mask, each (B, seen), of the tokens held; None without a head, or where they are not all known.
         self._said: tuple[Tensor, Tensor] | None = None
@@ -152,14 +152,14 @@ class TwinCache(Cache):
         attended: Tensor,
         ids: Tensor | None = None,
         *,
-        for_head: bool = False,
+        recent: int = 0,
     ) -> None:
         """Add the memories (B, T, d) of new tokens, of which `attended` (B, T) are not padding.
 
-        `for_head`: there is a relevance head, which alone reads what the memory was at the last token, and the `ids` (B, T).
+        `recent`: of how many tokens a relevance head may read the memory; 0 without one, which alone reads the `ids` (B, T), too.
         """
         self._rows = attended.shape[0]
-        known = for_head and ids is not None and (self.seen == 0 or self._said is not None)
+        known = recent > 0 and ids is not None and (self.seen == 0 or self._said is not None)
         self._said = self.conversation(ids.to(attended.device), attended) if known and ids is not None else None
         if self.seen > 0 and self.running is None:
             # A crop undid more than the last step: the mean over the whole sequence is no longer known.
@@ -177,13 +177,13 @@ class TwinCache(Cache):
             return new.squeeze(1) if total is None else total + new.squeeze(1)
 
         past = self.running
-        self._end = past.end if past else None
+        self._before = past.recent if past else None
         count = attended.float().sum(dim=1, keepdim=True)
         self.running = RunningQuery(
             add(past.base if past else None, base),
             add(past.tuned if past else None, tuned),
             count if past is None else past.count + count,
-            newest(base, attended, self._end) if for_head else None,
+            newest(base, attended, self._before, recent) if recent else None,
         )
         self._last = (base, tuned, attended)
         self.seen += attended.shape[1]
@@ -205,9 +205,9 @@ class TwinCache(Cache):
                 "this cache was cropped by more tokens than its last forward pass added, so the mean of its query is no "
                 "longer known; start from a fresh cache, or crop before the tokens are added"
             )
-        if for_head and self.running.end is None:
+        if for_head and self.running.recent is None:
             raise InputError(
-                "this cache was filled by a model without a relevance head, which reads the last token of what is held; "
+                "this cache was filled by a model without a relevance head, which reads the last tokens of what is held; "
                 "start from a fresh cache"
             )
         return self.running
@@ -234,7 +234,7 @@ class TwinCache(Cache):
     def reset(self) -> None:
         for part in self.parts:
             part.reset()
-        self.seen, self.running, self._last, self._end, self._rows, self._said = 0, None, None, None, None, None
+        self.seen, self.running, self._last, self._before, self._rows, self._said = 0, None, None, None, None, None
         self.task = None
         self.begin_answer(None)
 
@@ -270,8 +270,10 @@ class TwinCache(Cache):
             subtract(self.running.tuned, tuned),
             self.running.count - weights.sum(dim=-1),
             None
-            if self.running.end is None
-            else newest(None if base is None else base[:, :kept], attended[:, :kept], self._end),
+            if self.running.recent is None
+            else newest(
+                None if base is None else base[:, :kept], attended[:, :kept], self._before, self.running.recent.shape[1]
+            ),
         )
         self._last = (
             None if base is None else base[:, :kept],
@@ -312,7 +314,7 @@ class TwinCache(Cache):
         if self._last is not None:
             base, tuned, attended = self._last
             self._last = (pick(base), pick(tuned), attended.index_select(0, rows.to(attended.device)))
-        self._end = pick(self._end)
+        self._before = pick(self._before)
         if self._said is not None:
             ids, mask = self._said
             self._said = (ids.index_select(0, rows.to(ids.device)), mask.index_select(0, rows.to(mask.device)))
@@ -335,18 +337,23 @@ class TwinCache(Cache):
         return self._rows if self._rows is not None else self.parts[0].batch_size
 
 
-def newest(memory: Tensor | None, attended: Tensor, before: Tensor | None) -> Tensor | None:
-    """The memory of the last attended token of each row, (B, d) float32; `before` where no new one is.
+def newest(memory: Tensor | None, attended: Tensor, before: Tensor | None, count: int) -> Tensor | None:
+    """The memories of the last `count` attended tokens of each row, (B, count, d) float32; 0 where there are fewer.
 
     Args:
         memory: (B, T, d), of the new tokens; None if the stream was not run.
         attended: (B, T) bool.
-        before: (B, d), of the last token before them.
+        before: (B, count, d), of the last tokens before them.
+        count: at least 1.
     """
     if memory is None or not memory.shape[1]:
         return before
-    last = torch.full((len(attended), 1), attended.shape[1] - 1, device=memory.device)
-    return ends(memory, attended, last, past=before)[:, 0]
+    if before is None:
+        before = memory.new_zeros(len(memory), count, memory.shape[2], dtype=torch.float32)
+    states, there = behind(before, memory.float(), attended)
+    place = torch.arange(states.shape[1], device=states.device)
+    last = torch.where(there, place, -1).sort(dim=1).values[:, -count:]
+    return states.gather(1, last[..., None].expand(-1, -1, states.shape[2]))
 
 
 def joinable(cache: Cache) -> bool:

@@ -47,7 +47,7 @@ GENERATION = "generation_config.json"
 #: Of a task's stored queries; of several tasks; of the folder of those but the first, and their settings.
 QUERIES, ROUTER, TASKS, TASK = "queries.safetensors", "router.safetensors", "tasks", "task.json"
 #: What every task's settings hold as the model's do.
-READS = ("relevance_turn",)
+READS = ("relevance_turn", "relevance_close")
 #: Of another kind of checkpoint, see `imsm.loramoe`.
 LORAMOE = "loramoe_config.json"
 REQUIRED = (CONFIG, ADAPTER_CONFIG, ADAPTER, GATE)
@@ -352,7 +352,7 @@ def read_task(folder: Path, config: SiameseConfig) -> Task:
     if other := [key for key in READS if settings.pop(key) != getattr(config, key)]:
         raise InputError(f"{folder / TASK} does not go with {CONFIG}: it has another {' and '.join(other)}")
     gate = build_gate(settings["gate"], config.hidden_size, settings["gate_rank"], settings["gate_dropout"])
-    head = build_head(settings["relevance"], config.hidden_size)
+    head = build_head(settings["relevance"], config.hidden_size, config.relevance_close)
     task = Task(gate, head, read_queries(folder), settings)
     for file, part in parts(task).items():
         load_part(part, folder / file)

@@ -30,6 +30,7 @@ class SiameseConfig(PretrainedConfig):
         gate_dropout: dropout after each of the gate's two maps in training (paper: 0.1).
         relevance: width of what the relevance head in front of the gate reads; 0: there is none.
         relevance_turn: tokens that open a user's turn; of several turns the head reads the last alone.
+        relevance_close: tokens that close the last one and open the answer; the head reads the token before them, too.
         recall: where the dial stands in inference unless a call says otherwise; 0 is the mix as trained.
         tasks: names of the tasks, in the order in which they were learnt. Gate, head and training are the first one's in a
             folder, and the active one's in memory.
@@ -52,6 +53,7 @@ class SiameseConfig(PretrainedConfig):
         gate_dropout: float = 0.1,
         relevance: int = 0,
         relevance_turn: Sequence[int] = (),
+        relevance_close: Sequence[int] = (),
         recall: float = 0.0,
         tasks: Sequence[str] = (DEFAULT_TASK,),
         format_version: int = ONE_TASK,
@@ -69,6 +71,7 @@ class SiameseConfig(PretrainedConfig):
         self.gate_dropout = gate_dropout
         self.relevance = relevance
         self.relevance_turn = list(relevance_turn)
+        self.relevance_close = list(relevance_close)
         self.recall = recall
         self.tasks = list(tasks)
         self.format_version = format_version

@@ -105,6 +105,11 @@ class TwinGenerationMixin(GenerationMixin):
     _compiled: CompiledStep | None = None
 
     @property
+    def recent(self) -> int:
+        """Of how many tokens at the end a relevance head may read the memory, each by itself; 0 without one."""
+        return 0 if self.relevance is None else 1 + len(self.config.relevance_close)
+
+    @property
     def pools_query(self) -> bool:
         """Whether the mix depends on the pooled query."""
         return self.relevance is not None or bool(self.gate.uses_query)
@@ -196,7 +201,7 @@ class TwinGenerationMixin(GenerationMixin):
             assert cache.query is not None
             query = cache.query
         logits, base, tuned = step(kind, inputs, cache.parts[0], query, recall)
-        cache.record(base, tuned, attended, inputs.get("input_ids"), for_head=self.relevance is not None)
+        cache.record(base, tuned, attended, inputs.get("input_ids"), recent=self.recent)
         return logits
 
 

@@ -112,7 +112,9 @@ class TaskCalls(Tasks):
         if ids is None:
             raise InputError("which task inputs_embeds are for cannot be told; give input_ids, or task='NAME'")
         inside = prompt_tokens(given, ids)
-        query = self.streams.frozen_query(*sole_turns(ids, inside, self.config.relevance_turn))
+        query = self.streams.frozen_query(
+            *sole_turns(ids, inside, self.config.relevance_turn), self.config.relevance_close
+        )
         return self.choose(query, self._recall(given, len(ids)))
 
     @in_turn

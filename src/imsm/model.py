@@ -80,7 +80,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         self._two_passes = False
         head = self.base.get_output_embeddings()
         self.gate: nn.Module = build_gate(config.gate, config.hidden_size, config.gate_rank, config.gate_dropout)
-        self.relevance = build_head(config.relevance, config.hidden_size)
+        self.relevance = build_head(config.relevance, config.hidden_size, config.relevance_close)
         self.parked, self.router = nn.ModuleDict(), None
         for part in filter(None, (self.gate, self.relevance)):
             part.to(next(head.parameters()).device)
@@ -334,12 +334,15 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 past_count=None if past is None else past.count,
             )
         turn = cut = None
-        if self.relevance is not None and input_ids is not None and queries is not None and queries.prompts is not None:
-            said = (input_ids.to(device), queries.inside)
-            said = said if cache is None else cache.conversation(*said)
-            cut = last_turns(*said, self.config.relevance_turn)
+        if self.relevance is not None and queries is not None:
+            said = None if input_ids is None else (input_ids.to(device), queries.inside)
+            if said is not None and cache is not None:
+                said = cache.conversation(*said)
+            if said is not None and queries.prompts is not None:
+                cut = last_turns(*said, self.config.relevance_turn)
+            queries = queries.closed_by(self.config.relevance_close, said)
         if cut is not None:
-            turn = self.streams.frozen_query(*cut)
+            turn = self.streams.frozen_query(*cut, self.config.relevance_close)
 
         def weave(base: Tensor | None, tuned: Tensor | None) -> Tensor:
             """The memories (B, T, d) of the streams that were run, to what the head is given."""
@@ -352,7 +355,7 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
                 if queries is not None and queries.whole and how.force is None:
                     cache.query = query
                     cache.prompt_length = prompt_mask.shape[1] if prompt_mask is not None else prompt_length
-                cache.record(base, tuned, attended, input_ids, for_head=self.relevance is not None)
+                cache.record(base, tuned, attended, input_ids, recent=self.recent)
             where = supervised if answers_only else (slice(None), kept)
             memories = (None if base is None else base[where], None if tuned is None else tuned[where])
             if answers_only:

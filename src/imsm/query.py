@@ -1,6 +1,6 @@
 """The pooled query q̄: which tokens a position's query holds, and their mean memory (paper: "Query-aware gate").
 
-A relevance head reads the last token's memory beside the mean.
+A relevance head reads the last token's memory beside the mean, and where a chat template closes turns that of the last token said.
 
 A position's query is every attended token up to its *boundary*, an index into the whole sequence. Boundaries come from
 the labels in training (an answer's query is all that precedes the answer), from the prompt's length in generation, and
@@ -10,7 +10,8 @@ row, a query starts with its own example.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -104,6 +105,8 @@ class Queries:
     within: every position has a boundary, few of which differ.
     whole: the query stays as it is for the rest of the answer.
     prompts: (B,) bool, the rows that have one alone, a prompt whose end is known; None: none has.
+    closer: how many tokens close a user's turn, for a head that reads what was said before them; 0: none does.
+    closed: (B, 1 + T) bool, where they end, the last token that a cache holds first; None: nowhere.
     """
 
     attended: Tensor
@@ -113,6 +116,8 @@ class Queries:
     within: bool = False
     whole: bool = False
     prompts: Tensor | None = None
+    closer: int = 0
+    closed: Tensor | None = None
 
     @property
     def inside(self) -> Tensor:
@@ -133,7 +138,8 @@ class Queries:
         return pool(memory, self.attended, self.boundary, past_sum, None if past is None else past.count)
 
     def read(self, memory: Tensor, past: RunningQuery | None = None) -> Tensor:
-        """What a relevance head reads of each query: the mean, and behind it the last token's, (B, K or 1, 2 d) float32.
+        """What a relevance head reads of each query, (B, K or 1, F) float32: the mean, behind it the last token's memory, and
+        with a `closer` that of the last token said, which is the last one where no turn is closed.
 
         Args:
             memory: (B, T, d), of the frozen stream.
@@ -142,10 +148,30 @@ class Queries:
         boundary, first = self.boundary, self.first
         if self.within:
             boundary, first = boundary[:, self.kept], None if first is None else first[:, self.kept]
-        mean = self.mean(memory, past, None if past is None else past.base)
-        return torch.cat(
-            [mean, ends(memory, self.attended, boundary, first, None if past is None else past.end)], dim=-1
-        )
+        recent = None if past is None else past.recent
+        found = [
+            self.mean(memory, past, None if past is None else past.base),
+            ends(memory, self.attended, boundary, first, recent),
+        ]
+        if self.closer:
+            if self.closed is not None:
+                boundary = torch.nn.functional.pad(held(self.attended), (1, 0), value=-1).gather(1, boundary + 1)
+                boundary = boundary - self.closer * self.closed.gather(1, boundary + 1)
+            found.append(ends(memory, self.attended, boundary, first, recent))
+        return torch.cat(found, dim=-1)
+
+    def closed_by(self, closer: Sequence[int], said: tuple[Tensor, Tensor] | None) -> Queries:
+        """These queries for a head that reads the last token before a `closer`, if there is one.
+
+        Args:
+            closer: tokens that close a user's turn.
+            said: ids and mask, each (B, S + T), of the tokens that a cache holds and of the new ones; None if they are not
+                known.
+        """
+        if not len(closer) or said is None:
+            return replace(self, closer=len(closer))
+        closed = torch.nn.functional.pad(closed_turns(*said, closer), (1, 0))
+        return replace(self, closer=len(closer), closed=closed[:, -self.attended.shape[1] - 1 :])
 
     def judged_by(self, turn: Tensor, query: Tensor, width: int) -> Tensor:
         """Queries such that a relevance head judges the rows of one prompt by the prompt's last turn.
@@ -172,7 +198,7 @@ def pooled(
         queries: None if the cache has them.
         base, tuned: memories (B, T, d).
         cache: the streams', or None.
-        for_head: a relevance head reads the first, which then is (B, K or 1, 2 d), see `Queries.read`.
+        for_head: a relevance head reads the first, which then is (B, K or 1, F), see `Queries.read`.
     """
     if queries is None:
         return cache.query  # type: ignore[no-any-return]
@@ -247,13 +273,13 @@ class RunningQuery:
 
     base, tuned: (B, d) float32; None for a stream that was not run.
     count: (B, 1) float32, attended tokens.
-    end: (B, d) float32, the frozen memory of the last of them; 0 where there is none. None without a head that reads it.
+    recent: (B, R, d) float32, the frozen memories of the last R of them; 0 where there are fewer. None without a head.
     """
 
     base: Tensor | None
     tuned: Tensor | None
     count: Tensor
-    end: Tensor | None = None
+    recent: Tensor | None = None
 
     def select(self, rows: Tensor) -> RunningQuery:
         """The sums of the given batch rows, in their order."""
@@ -262,7 +288,7 @@ class RunningQuery:
             return None if x is None else x.index_select(0, rows.to(x.device))
 
         count = self.count.index_select(0, rows.to(self.count.device))
-        return RunningQuery(pick(self.base), pick(self.tuned), count, pick(self.end))
+        return RunningQuery(pick(self.base), pick(self.tuned), count, pick(self.recent))
 
 
 def pool(
@@ -304,19 +330,51 @@ def ends(
     Args:
         memory: (B, T, d), memories of the new tokens.
         attended: (B, T) bool, the new tokens that are not padding.
-        boundary: (B, K) int64, counted from the first new token; −1: before it.
+        boundary: (B, K) int64, counted from the first new token; below 0: before it.
         first: (B, K) int64, first token of each query; 0 without it.
-        past: (B, d), that of the last token before the new ones.
+        past: (B, R, d), those of the last R tokens before the new ones.
 
     Returns:
         (B, K, d) float32; 0 where there is none.
     """
-    place = torch.arange(memory.shape[1], device=memory.device)
-    held = torch.where(attended, place, -1).cummax(dim=1).values
-    last = torch.where(boundary >= 0, held.gather(1, boundary.clamp(min=0)), -1)
+    if past is not None:
+        memory, attended = behind(past, memory, attended)
+        boundary = boundary + past.shape[1]
+    last = torch.where(boundary >= 0, held(attended).gather(1, boundary.clamp(min=0)), -1)
     there = last >= (0 if first is None else first)
     found = memory.gather(1, last.clamp(min=0)[..., None].expand(-1, -1, memory.shape[-1])).float()
-    return torch.where(there[..., None], found, 0.0 if past is None else past[:, None, :])
+    return torch.where(there[..., None], found, 0.0)
+
+
+def held(attended: Tensor) -> Tensor:
+    """The last attended token up to each, −1 before the first, (B, T) int64; `attended` (B, T) bool."""
+    place = torch.arange(attended.shape[1], device=attended.device)
+    return torch.where(attended, place, -1).cummax(dim=1).values
+
+
+def behind(past: Tensor, memory: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """Memories (B, R + T, d) and their mask, from those of R tokens before and of T new ones. Arguments as of `ends`."""
+    there = torch.ones(past.shape[:2], dtype=torch.bool, device=attended.device)
+    return torch.cat([past.to(memory.dtype), memory], dim=1), torch.cat([there, attended], dim=1)
+
+
+def closed_turns(ids: Tensor, attended: Tensor, closer: Sequence[int]) -> Tensor:
+    """Where the tokens that close a user's turn end.
+
+    Args:
+        ids: (B, T) int64.
+        attended: (B, T) bool, False on padding.
+        closer: these tokens, one or more.
+
+    Returns:
+        (B, T) bool.
+    """
+    size = len(closer)
+    if ids.shape[1] < size:
+        return torch.zeros_like(attended)
+    same = (ids.unfold(1, size, 1) == torch.tensor(list(closer), device=ids.device)).all(dim=-1)
+    whole = attended.unfold(1, size, 1).all(dim=-1)
+    return torch.nn.functional.pad(same & whole, (size - 1, 0))
 
 
 def pool_within(memory: Tensor, attended: Tensor, boundary: Tensor, first: Tensor | None = None) -> Tensor:

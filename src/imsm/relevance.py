@@ -1,11 +1,13 @@
 """The relevance head: is a query the adapter's business, or the base model's?
 
-A linear map of the frozen memory: its mean over the query, and what it is at its last token. It stands in front of the
-gate, and its answer is sharp: a query that is not the task's gets the base model's memories alone, bit for bit.
+A linear map of the frozen memory: its mean over the query, what it is at the last token, and, where a chat template
+closes a user's turn, what it is at the last token that was said. It stands in front of the gate, and its answer is sharp:
+a query that is not the task's gets the base model's memories alone, bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +30,7 @@ class RelevanceHead(nn.Module):
     """logit = q̄ · w + b of a frozen pooled query; above 0 the base model answers.
 
     Args:
-        width: F = 2 d of a query: the memory's mean, and behind it the last token's.
+        width: F of a query, see `read_width`.
     """
 
     def __init__(self, width: int) -> None:
@@ -42,20 +44,26 @@ class RelevanceHead(nn.Module):
         return (query.float() * self.weight.float()).sum(dim=-1, keepdim=True) + self.bias.float()
 
 
-def check_head(width: int, memory: int) -> None:
-    """Raises `InputError` if a head of that width does not read the mean and the last token of memories of that width."""
-    if width != 2 * memory:
+def read_width(memory: int, closer: Sequence[int] = ()) -> int:
+    """F of what a head reads of memories of width d: 2 d, their mean and the last token's, and d more for that of the last token
+    said, where there are tokens that close a user's turn."""
+    return (3 if len(closer) else 2) * memory
+
+
+def check_head(width: int, memory: int, closer: Sequence[int] = ()) -> None:
+    """Raises `InputError` if a head of that width does not read memories of that width by `read_width`."""
+    if width != (wanted := read_width(memory, closer)):
         raise InputError(
-            f"a relevance head reads 2 x {memory} values, the memory's mean and its last token's, and this one reads {width}; "
-            "fit it anew: imsm adopt ADAPTER --data FILE --output DIR"
+            f"a relevance head reads {wanted // memory} x {memory} values here, the memory's mean and single tokens', and this "
+            f"one reads {width}; fit it anew: imsm adopt ADAPTER --data FILE --output DIR"
         )
 
 
-def build_head(width: int, memory: int) -> RelevanceHead | None:
+def build_head(width: int, memory: int, closer: Sequence[int] = ()) -> RelevanceHead | None:
     """The head that a checkpoint's settings name, without its weights; None for 0. Errors as for `check_head`."""
     if not width:
         return None
-    check_head(width, memory)
+    check_head(width, memory, closer)
     return RelevanceHead(width)
 
 
@@ -78,6 +86,7 @@ def fit_relevance(
     task: Tensor,
     other: Tensor,
     alike: Tensor | None = None,
+    others_alike: Tensor | None = None,
     *,
     penalty: float = 0.1,
     false_recall: float = 0.01,
@@ -93,7 +102,7 @@ def fit_relevance(
     Args:
         task: (N, F), frozen pooled queries of the task.
         other: (M, F), of what is not the task.
-        alike: (N,) int64, the group of each of the task's queries; found by `clusters` unless given.
+        alike, others_alike: (N,) and (M,) int64, the group of each query of either kind; found by `clusters` unless given.
         penalty: of the squared weights.
         false_recall: share of the task's queries that may be left to the base model.
         folds: groups; with fewer than two, what is expected is how the queries lie that the head is fitted to.
@@ -108,8 +117,11 @@ def fit_relevance(
     line = _Line(task, other, penalty, false_recall)
     own, others = line.position(task), line.position(other)
     if folds > 1:
-        groups = (clusters(task, folds) if alike is None else alike.cpu(), clusters(other, folds))
-        unseen = _positions(task, other, groups, penalty, false_recall)
+        groups = [
+            clusters(queries, folds) if given is None else given.cpu()
+            for queries, given in ((task, alike), (other, others_alike))
+        ]
+        unseen = _positions(task, other, (groups[0], groups[1]), penalty, false_recall)
         own, others = (new if len(new) else old for new, old in zip(unseen, (own, others), strict=True))
     head = RelevanceHead(task.shape[1])
     with torch.no_grad():

@@ -8,7 +8,7 @@ the interwoven memory, without a branch on any architecture.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,13 +139,17 @@ class Streams(nn.Module):
         return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
 
     @torch.no_grad()
-    def frozen_query(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The pooled query of whole prompts (B, T) as a relevance head reads it, (B, 1, F) float32."""
+    def frozen_query(self, ids: Tensor, mask: Tensor, closer: Sequence[int] = ()) -> Tensor:
+        """The pooled query of whole prompts (B, T) as a relevance head reads it, (B, 1, F) float32.
+
+        `closer`: tokens that close a user's turn, if the head reads what was said before them.
+        """
         self.frozen({"input_ids": ids, "attention_mask": mask, "use_cache": False}, None)
         memory, self.tap.memory = self.tap.memory, None
         assert memory is not None
         last = torch.full((len(ids), 1), ids.shape[1] - 1, device=memory.device)
-        return Queries(mask.bool().to(memory.device), last).read(memory)
+        attended = mask.bool().to(memory.device)
+        return Queries(attended, last).closed_by(closer, (ids.to(memory.device), attended)).read(memory)
 
     def _view(self, name: str) -> Any:
         """The frozen or the shared view, made anew when adapters were added or switched off."""

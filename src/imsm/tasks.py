@@ -204,27 +204,30 @@ class Tasks:
     # -- telling them apart ------------------------------------------------------------------------------------------
 
     @in_turn
-    def set_relevance(self, head: RelevanceHead | None, opener: Sequence[int] = ()) -> None:
+    def set_relevance(self, head: RelevanceHead | None, opener: Sequence[int] = (), closer: Sequence[int] = ()) -> None:
         """Puts a relevance head in front of the active task's gate; None takes it away.
 
         Args:
             head: the head.
             opener: tokens that open a user's turn; of several turns it reads the last alone.
+            closer: tokens that close one and open the answer; it reads the token before them, too.
 
         Raises:
             InputError: the head does not fit the model's memories, or other tasks' heads read other turns.
         """
+        reads = self.config.relevance_turn, self.config.relevance_close
         if head is None and self.parked:
-            opener = self.config.relevance_turn  # the others' heads still read by it
+            opener, closer = reads  # the others' heads still read by them
         if head is not None:
-            check_head(head.weight.numel(), self.config.hidden_size)
-        if self.parked and list(opener) != self.config.relevance_turn:
+            check_head(head.weight.numel(), self.config.hidden_size, closer)
+        if self.parked and (list(opener), list(closer)) != reads:
             raise InputError(
-                f"the heads of all tasks read the same: opener must be {self.config.relevance_turn}, got {list(opener)}"
+                f"the heads of all tasks read the same: opener and closer must be {reads[0]} and {reads[1]}, got "
+                f"{list(opener)} and {list(closer)}"
             )
         self.relevance = None if head is None else head.to(next(self.get_output_embeddings().parameters()).device)
         self.config.relevance = 0 if head is None else head.weight.numel()
-        self.config.relevance_turn = list(opener)
+        self.config.relevance_turn, self.config.relevance_close = list(opener), list(closer)
         self.refit_router()
 
     @in_turn

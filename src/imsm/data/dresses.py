@@ -7,6 +7,7 @@ its contents, which stay. Where the tokenizer has a chat template, each dress is
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,11 @@ from imsm.errors import InputError
 ATTEMPTS = 4
 #: Forms in which a content may be asked about, whatever the task.
 FRAMES = ("Input: {}\nOutput:", "Q: {}\nA:", "{}\nAnswer:", "Text: {}", "{} =>", "- {}\n-", "### {}\n###", "{}:")
+#: Words that questions begin with.
+ASKING = frozenset(
+    ["are", "can", "could", "did", "do", "does", "how", "is", "should"]
+    + ["what", "when", "where", "which", "who", "why", "will", "would"]
+)
 #: The dresses that are made unless others are asked for.
 USUAL = ("trained", "moved", "worded", "shaped")
 
@@ -55,6 +61,7 @@ def dresses(
     shaped: another case, punctuation, line breaks or quotation marks; of prompts without a wording in common, of the whole.
     bare: the contents alone.
     framed: the contents in a form that says nothing of the task.
+    asked: the first line of a text that begins as questions do, as a user turn that ends as they do.
 
     A dress that cannot be had is left out, such as another form without a chat template, other words where prompts share
     none, or one that comes to a prompt that another of the same example is already. What comes of an example depends on
@@ -94,7 +101,7 @@ def dresses(
                 made = KINDS[kind](spoken, wording, rng)
                 if made is None or not any(c.isalnum() for c in made.text):
                     continue
-                if kind != "moved" and turns.user is not None:
+                if kind not in ("moved", "asked") and turns.user is not None:
                     made = replace(made, chat=rng.random() < 0.5)
                 new = turns.write(made) if turns.user is not None or not made.chat else []
                 if new and tuple(new) not in there:
@@ -144,6 +151,14 @@ def _framed(spoken: Spoken, wording: Wording, rng: random.Random) -> Spoken | No
     return replace(spoken, messages=[last]) if text else None
 
 
+def _asked(spoken: Spoken, wording: Wording, rng: random.Random) -> Spoken | None:
+    line = spoken.text.strip().strip("\"'“”‘’").partition("\n")[0].rstrip(" .!?…:;,\"'“”‘’")
+    first = re.match(r"\w+", line)
+    if first is None or first[0].lower() not in ASKING:
+        return None
+    return Spoken([{"role": "user", "content": line[0].upper() + line[1:] + "?"}], chat=True)
+
+
 KINDS: dict[str, Callable[[Spoken, Wording, random.Random], Spoken | None]] = {
     "trained": _trained,
     "moved": _moved,
@@ -151,4 +166,5 @@ KINDS: dict[str, Callable[[Spoken, Wording, random.Random], Spoken | None]] = {
     "shaped": _shaped,
     "bare": _bare,
     "framed": _framed,
+    "asked": _asked,
 }

@@ -58,6 +58,12 @@ def turn_opener(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(first[:same][::-1], add_special_tokens=False)["input_ids"])
 
 
+def turn_closer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens with which the chat template closes the last turn of the user and opens the answer; none without such a template."""
+    user = user_turn(tokenizer)
+    return [] if user is None else list(tokenizer(user.behind, add_special_tokens=False)["input_ids"])
+
+
 def prompt_and_answer(example: Example) -> tuple[list[int], list[int]]:
     """The tokens before an example's first answer, and those of that answer."""
     labels = example.labels

@@ -206,7 +206,7 @@ def _said(
     opener = model.config.relevance_turn
     queries = None
     if model.relevance is not None:
-        queries = frozen_queries(model, [last_turn(ids, opener) for ids in asked_ids])
+        queries = frozen_queries(model, [last_turn(ids, opener) for ids in asked_ids], model.config.relevance_close)
     who = {recall: minds(model, queries, recall, len(prompts)) for recall in recalls}
     wanted = _wanted(who.values(), len(prompts) if task.kind == "kept" else 0)
     found: dict[tuple[int, Mind], Answer] = {}

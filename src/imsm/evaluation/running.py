@@ -153,7 +153,7 @@ def asked_as(candidate: Candidate, asked_ids: Sequence[Sequence[Sequence[int]]])
     config = candidate.model.config
     decided: list[Any] = [
         getattr(config, "recall", None),
-        list(getattr(config, "relevance_turn", ())),
+        *(list(getattr(config, name, ())) for name in ("relevance_turn", "relevance_close")),
         answer_ends(candidate.model, candidate.tokenizer),
     ]
     decided += asked_ids

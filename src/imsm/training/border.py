@@ -39,7 +39,9 @@ def fit_border(
     dreams: Sequence[Sequence[int]],
     *,
     origins: Sequence[int] | None = None,
+    dream_origins: Sequence[int] | None = None,
     opener: Sequence[int] = (),
+    closer: Sequence[int] = (),
     false_recall: float = 0.01,
     bf16: bool = False,
     report: Report | None = None,
@@ -53,7 +55,9 @@ def fit_border(
         prompts: tokens of the task's prompts.
         dreams: prompts that are not the task's.
         origins: the example that each of `prompts` is a dress of; none is another's unless given.
+        dream_origins: likewise, the dream that each of `dreams` is a dress of.
         opener: tokens that open a user's turn; of several turns the head reads the last alone.
+        closer: tokens that close one and open the answer; the head reads the token before them, too.
         false_recall: share of the task's prompts that may be left to the base model.
         bf16: compute in bfloat16 autocast.
         report: called with the prompts read and those to read.
@@ -62,18 +66,18 @@ def fit_border(
         InputError: there are no prompts of either kind.
     """
     read = [last_turn(ids, opener) for ids in (*prompts, *dreams)]
-    own, other = frozen_queries(model, read, bf16, report).split([len(prompts), len(dreams)])
+    own, other = frozen_queries(model, read, closer, bf16, report).split([len(prompts), len(dreams)])
+    alike = None if origins is None else _alike(own, origins)
+    others_alike = None if dream_origins is None else _alike(other, dream_origins)
     rivals = negatives(model.others, len(other))
-    fitted = fit_relevance(
-        own,
-        other if rivals is None else torch.cat([other, rivals]),
-        None if origins is None else _alike(own, origins),
-        false_recall=false_recall,
-    )
+    if rivals is not None:
+        other = torch.cat([other, rivals])
+        others_alike = None if others_alike is None else torch.cat([others_alike, clusters(rivals, FOLDS)])
+    fitted = fit_relevance(own, other, alike, others_alike, false_recall=false_recall)
     left = None
     if rivals is not None:
         left = float((fitted.head(torch.cat(model.others).float()) > 0).float().mean())
-    model.set_relevance(fitted.head, opener)
+    model.set_relevance(fitted.head, opener, closer)
     model.set_queries(own)
     return Border(fitted.false_recall, fitted.others_left, left)
 
@@ -87,7 +91,11 @@ def _alike(queries: Tensor, origins: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def frozen_queries(
-    model: SiameseForCausalLM, prompts: Sequence[Sequence[int]], bf16: bool = False, report: Report | None = None
+    model: SiameseForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    closer: Sequence[int],
+    bf16: bool = False,
+    report: Report | None = None,
 ) -> Tensor:
     """The frozen pooled queries of prompts as a head reads them, (N, F) float32 on the CPU."""
     device: Any = model.get_input_embeddings().weight.device
@@ -101,7 +109,7 @@ def frozen_queries(
             ids[row, : len(prompts[index])] = torch.tensor(prompts[index])
             attended[row, : len(prompts[index])] = 1
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            rows = model.streams.frozen_query(ids.to(device), attended.to(device))[:, 0].cpu()
+            rows = model.streams.frozen_query(ids.to(device), attended.to(device), closer)[:, 0].cpu()
         found |= zip(chosen, rows, strict=True)
         read += len(chosen)
         if report is not None:

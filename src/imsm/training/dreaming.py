@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imsm.data import AnswerCollator, Example
-from imsm.data.dresses import dresses
-from imsm.data.turns import turn_opener
+from imsm.data.dresses import Dress, dresses
+from imsm.data.turns import turn_closer, turn_opener
 from imsm.dreams import dream, read_anchors
 from imsm.errors import InputError
 from imsm.model import SiameseForCausalLM
@@ -103,12 +103,17 @@ def learn_from_dreams(
     found_dresses = [dress for dress in found_dresses if dress.prompt_ids]
     if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
+    # Few dreams end as a question does, and a task's prompts may: the mark alone must not make a prompt the task's.
+    others = dresses([sampled_example(sample) for sample in dreams.samples], tokenizer, kinds=("trained", "asked"))
+    others += [Dress(ids, "trained", len(dreams.samples) + place) for place, ids in enumerate(dreams.anchors)]
     border = fit_border(
         model,
         [dress.prompt_ids for dress in found_dresses],
-        [sample.prompt_ids for sample in dreams.samples] + dreams.anchors,
+        [dress.prompt_ids for dress in others],
         origins=[dress.index for dress in found_dresses],
+        dream_origins=[dress.index for dress in others],
         opener=turn_opener(tokenizer),
+        closer=turn_closer(tokenizer),
         false_recall=settings.false_recall,
         bf16=config.bf16,
         report=report,
