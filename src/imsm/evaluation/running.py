@@ -153,7 +153,8 @@ def asked_as(candidate: Candidate, asked_ids: Sequence[Sequence[Sequence[int]]])
     config = candidate.model.config
     decided: list[Any] = [
         getattr(config, "recall", None),
-        *(list(getattr(config, name, ())) for name in ("relevance_turn", "relevance_close")),
+        # In one list, so that results of models without a head are still what they were.
+        [*getattr(config, "relevance_turn", ()), *getattr(config, "relevance_close", ())],
         answer_ends(candidate.model, candidate.tokenizer),
     ]
     decided += asked_ids
