@@ -100,9 +100,9 @@ def generate(system: System, model: Any, ids: Any, new_tokens: int, **settings: 
     if system.passes is not None:
         model.passes = system.passes
     if system.query is not None:
-        from imsm.relevance import RelevanceHead
+        from imsm.relevance import RelevanceHead, read_width
 
-        head = RelevanceHead(2 * model.config.hidden_size)
+        head = RelevanceHead(read_width(model.config.hidden_size))
         head.bias.fill_(1.0 if system.query == "base" else -1.0)
         model.set_relevance(head)
     if system.compiled:

@@ -25,10 +25,12 @@ from benchmarks.relevance.__main__ import main
 from imsm.data.dresses import USUAL, dresses
 from imsm.data.formats import Conversation
 from imsm.data.rendering import Renderer
+from imsm.data.turns import turn_closer
 from imsm.dreams import dream
 from imsm.errors import InputError
 from imsm.generation import prompt_ids
 from imsm.relevance import BORDER, fit_relevance
+from imsm.training.divergence import sampled_example
 
 FILES = ["webq/test", "freebaseqa/test", "multirc/test", "cola/train", "cola/test", "mrpc/train", "mrpc/test"]
 
@@ -142,13 +144,16 @@ def test_features_are_those_of_a_prompt_alone(base_folder: str, monkeypatch: pyt
     prompts = [features.Encoded(list(range(5, 5 + n)), start) for n, start in ((9, 0), (3, 1), (12, 4), (7, 0))]
     numbers = features.layer_numbers(model)
     assert numbers == {"third": 1, "two_thirds": 1}
-    found = features.compute(model, prompts, numbers, pad=0)
+    closer = [15, 16]  # of the third prompt alone
+    assert "said.memory" not in features.compute(model, prompts, numbers, pad=0)
+    found = features.compute(model, prompts, numbers, 0, closer)
     for row, prompt in enumerate(prompts):
         with torch.no_grad():
             states = model.model(torch.tensor([prompt.ids]), output_hidden_states=True)
         for layer, state in (("third", states.hidden_states[1]), ("memory", states.last_hidden_state)):
             torch.testing.assert_close(found[f"mean.{layer}"][row], state[0, prompt.start :].mean(dim=0))
             torch.testing.assert_close(found[f"last.{layer}"][row], state[0, -1])
+            torch.testing.assert_close(found[f"said.{layer}"][row], state[0, -3 if row == 2 else -1])
 
 
 # -- both verbs ------------------------------------------------------------------------------------------------------
@@ -181,7 +186,7 @@ def test_features_are_kept_and_ablated(
     assert main(run) == 0 and len(computed) == 1  # the damaged one alone
     monkeypatch.setattr(ablation, "PENALTIES", (0.01, 0.1))
     monkeypatch.setattr(ablation, "DREAMS", (4, 200))
-    monkeypatch.setattr(ablation, "DRAWN", (("memory", "mean", 0.1, 2), ("memory", "both", 0.1, 40)))
+    monkeypatch.setattr(ablation, "DRAWN", (("memory", "mean", 0.1, 2), ("memory", "mean, last, said", 0.1, 40)))
     monkeypatch.setattr(ablation, "DEPTHS", {"memory": ("memory",), "all": features.LAYERS})
     assert main([*ablate, "--test"]) == 2 and "no features of the test sets" in capsys.readouterr().err
     assert main([*run, "--test"]) == 0 and main([*ablate, "--test"]) == 0
@@ -199,7 +204,7 @@ def test_features_are_kept_and_ablated(
     shares = dict(zip(content["sets"], whole["rules"][ablation.DEFAULT_RULE]["shares"], strict=True))
     base = [shares[name] for name, (wanted, _) in content["sets"].items() if wanted == "base" and name[:5] != "turns"]
     assert all_there["base"]["mean"] == pytest.approx(sum(base) / len(base), abs=1e-3)
-    assert "### Drawn anew, 6 times" in page and "| memory | both | 0.1 | 40 | third |" in page
+    assert "### Drawn anew, 6 times" in page and "| memory | mean, last, said | 0.1 | 40 | third |" in page
     best = max(content["choices"], key=lambda found: (found["rules"][ablation.DEFAULT_RULE]["right"], found["auc"]))
     assert all(best[key] == value for key, value in content["best"].items())
     assert "### Share sent to the base, test" in page and "| trained | 5 | task |" in page
@@ -238,7 +243,9 @@ def test_shares_follow_from_the_head(tmp_path: Path) -> None:
 def test_a_head_is_fitted_to_what_training_takes(tmp_path: Path) -> None:
     """Dreams in their shares, the turned ones on top, and the first of the prompts in other dresses."""
     index: list[dict[str, Any]] = []
-    names = [f"task-{kind}" for kind in (*USUAL, "turned")] + [f"dreams-{kind}" for kind in ("plain", "chat", "turned")]
+    names = [f"task-{kind}" for kind in (*USUAL, "turned")] + [
+        f"dreams-{kind}" for kind in ("plain", "chat", "turned", "asked")
+    ]
     for number, name in enumerate(names):
         value = 1000 * number + torch.arange(300.0)[:, None]
         rows = {f"{p}.{layer}": value.clone() for p in features.POOLINGS for layer in features.LAYERS}
@@ -258,10 +265,11 @@ def test_a_head_is_fitted_to_what_training_takes(tmp_path: Path) -> None:
     chosen = bank.Choice("usual")
     task, dreams = rows_of(chosen)
     assert task == {"task-trained": set(range(80)), **{f"task-{kind}": set(range(40)) for kind in USUAL[1:]}}
-    assert dreams == {"dreams-plain": set(range(120)), "dreams-chat": set(range(80))}
+    asked = {"dreams-asked": set(range(100))}  # of 600 dreams 300 ask
+    assert dreams == {"dreams-plain": set(range(120)), "dreams-chat": set(range(80)), **asked}
     task, dreams = rows_of(replace(chosen, dress="usual, turned", prompts=5, dressed=0.25, dreams=50))
     assert {name: len(rows) for name, rows in task.items()} == dict(zip(names[:5], (5, 2, 2, 2, 2), strict=True))
-    assert {name: len(rows) for name, rows in dreams.items()} == dict(zip(names[5:], (30, 20, 20), strict=True))
+    assert {name: len(rows) for name, rows in dreams.items()} == dict(zip(names[5:], (30, 20, 20, 25), strict=True))
     task, _ = rows_of(replace(chosen, draw=3))
     assert task["task-moved"] < task["task-trained"] != set(range(80))
     assert bank.dream_counts(["dreams-plain"], 200) == {"dreams-plain": 200}
@@ -284,7 +292,7 @@ def test_a_model_without_a_template_has_no_chat_turns(
     rows = sets.task_rows(data_root)[1]
     made = features.fitted(model, plain_tokenizer, rows, 4, tmp_path)
     assert {"task-trained", "task-worded", "dreams-plain"} <= set(made)
-    assert not {"task-moved", "task-turned", "dreams-chat", "dreams-turned"} & set(made)
+    assert not {"task-moved", "task-turned", "dreams-chat", "dreams-turned", "dreams-asked"} & set(made)
     assert plain_tokenizer.decode(made["task-trained"][0].ids) == rows[0]["input"]
 
 
@@ -374,7 +382,7 @@ def test_free_tasks_are_judged_as_training_would(
     monkeypatch.setattr(
         free,
         "VARIED",
-        {"layers": ("memory", "all"), "penalty": (0.01, 0.1), "prompts": (5, 80), "border": (0.0, BORDER)},
+        {**free.VARIED, "penalty": (0.1,), "prompts": (5, 80), "border": (0.0, BORDER)},
     )
     work, out = tmp_path / "work", tmp_path / "out"
     run = ["free", "--model", base_folder, "--data-root", str(free_root), "--work", str(work), "--out", str(out)]
@@ -402,8 +410,9 @@ def test_free_tasks_are_judged_as_training_would(
     assert len(fold.fit) < len(task) <= 25
 
     def queries(prompts: list[list[int]]) -> torch.Tensor:
-        found = features.compute(model, [features.Encoded(ids) for ids in prompts], features.layer_numbers(model), 0)
-        return torch.cat([found["mean.memory"], found["last.memory"]], dim=1)
+        read = [features.Encoded(ids) for ids in prompts]
+        found = features.compute(model, read, features.layer_numbers(model), 0, turn_closer(tokenizer))
+        return torch.cat([found[f"{pooling}.memory"] for pooling in ("mean", "last", "said")], dim=1)
 
     unseen = queries([prompt_ids(tokenizer, sets.conversation(text)) for text in fold.held_out])
     music = next(found for found in free_tasks.other_sets(free_root) if found.name == "clinc-home")
@@ -411,7 +420,10 @@ def test_free_tasks_are_judged_as_training_would(
     shares: list[list[float]] = []
     for seed in (0, 3):
         samples = dream(model, tokenizer, 10, seed, answers=False, folder=work / "dreams")
-        head = fit_relevance(queries(task), queries([sample.prompt_ids for sample in samples]), penalty=0.1).head
+        turns = [sampled_example(sample) for sample in samples]
+        others = [dress.prompt_ids for dress in dresses(turns, tokenizer, kinds=("trained", "asked"))]
+        assert len(others) > len(samples)
+        head = fit_relevance(queries(task), queries(others), penalty=0.1).head
         shares.append([float((head(rows) > 0).float().mean()) for rows in (unseen, away)])
     own, home = (sum(share) / 2 for share in zip(*shares, strict=True))
     sent = content["sent"]["customers"]
@@ -422,8 +434,8 @@ def test_free_tasks_are_judged_as_training_would(
         sum(share for name, share in sent.items() if name != free.OWN) / (len(sent) - 1), abs=2e-3
     )
     assert "customers: 10 to fit and 4 held out" in page and "Seeds of dreams: 0, 3." in page
-    assert "| layers | penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
-    assert f"| clinc-home | {len(away)} |  | " in page and "| memory | 0.1 | 80 | 0.333 |" in page
+    assert "| pooling | asked | penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
+    assert f"| clinc-home | {len(away)} |  | " in page and "| mean, last, said | yes | 0.1 | 80 | 0.333 |" in page
 
     monkeypatch.setattr(features, "compute", lambda *given: pytest.fail("everything has been read"))
     assert main(run) == 0 and capsys.readouterr().out == page

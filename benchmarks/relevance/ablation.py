@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.relevance.bank import DEPTHS, FEATURES, Bank, Choice
+from benchmarks.relevance.bank import DEPTHS, Bank, Choice
 from benchmarks.relevance.line import Line
 from imsm.errors import InputError
 from imsm.folders import write_text
@@ -27,7 +27,7 @@ DRESSED = (0.25, 0.5, 1.0)
 PENALTIES = (0.03, 0.05, 0.1, 0.2, 1.0)
 #: How often a head is fitted anew to prompts and dreams drawn at random, and for which of the values above.
 DRAWS = 6
-DRAWN = tuple(itertools.product(("memory", "all"), ("mean", "both"), (0.05, 0.1, 0.2), (80, 160)))
+DRAWN = tuple(itertools.product(("memory",), ("mean, last", "mean, last, said"), (0.05, 0.1, 0.2, 0.3), (80, 160)))
 #: Where the border is drawn between the task's prompts, 0, and the dreams, 1.
 RULES = {
     "at the task": 0.0,
@@ -65,7 +65,7 @@ def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
     centre = default = Choice("usual")
     for _ in range(2):
         add([replace(centre, dress=dress) for dress in bank.dresses()])
-        add([replace(centre, pooling=pooling, layers=layers) for pooling in FEATURES for layers in DEPTHS])
+        add([replace(centre, pooling=pooling, layers=layers) for pooling in bank.poolings() for layers in DEPTHS])
         add([replace(centre, dressed=share) for share in DRESSED])
         add([replace(centre, dreams=dreams, penalty=penalty) for dreams in DREAMS for penalty in PENALTIES])
         shorter = [centre.dress, "usual, short dreams"]

@@ -19,21 +19,33 @@ from imsm.dreams import SHARES
 from imsm.errors import InputError
 from imsm.training.dreaming import DRESSED
 
-#: What the head is fitted to: the task in these dresses, and these dreams. `turned`: conversations that turn to either.
+#: What the head is fitted to: the task in these dresses, and these dreams. `asked`: those that ask, as questions; `turned`:
+#: conversations that turn to either.
 DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "trained, plain dreams": (("trained",), ("plain",)),
-    "trained, chat dreams": (("trained",), ("chat",)),
-    "trained": (("trained",), ("plain", "chat")),
-    "moved": (("trained", "moved"), ("plain", "chat")),
-    "usual": (USUAL, ("plain", "chat")),
+    "trained, chat dreams": (("trained",), ("chat", "asked")),
+    "trained": (("trained",), ("plain", "chat", "asked")),
+    "moved": (("trained", "moved"), ("plain", "chat", "asked")),
+    "usual": (USUAL, ("plain", "chat", "asked")),
+    "usual, nothing asked": (USUAL, ("plain", "chat")),
     "usual, short dreams": (USUAL, ("short-plain", "short-chat")),
-    "usual, bare": ((*USUAL, "bare"), ("plain", "chat")),
-    "usual, framed": ((*USUAL, "framed"), ("plain", "chat")),
-    "usual, turned": ((*USUAL, "turned"), ("plain", "chat", "turned")),
-    "all": ((*USUAL, "bare", "framed", "turned"), ("plain", "chat", "turned")),
+    "usual, bare": ((*USUAL, "bare"), ("plain", "chat", "asked")),
+    "usual, framed": ((*USUAL, "framed"), ("plain", "chat", "asked")),
+    "usual, turned": ((*USUAL, "turned"), ("plain", "chat", "asked", "turned")),
+    "all": ((*USUAL, "bare", "framed", "turned"), ("plain", "chat", "asked", "turned")),
 }
-FEATURES = {"mean": ("mean",), "last": ("last",), "both": ("mean", "last")}
+FEATURES = {
+    "mean": ("mean",),
+    "last": ("last",),
+    "said": ("said",),
+    "mean, last": ("mean", "last"),
+    "mean, said": ("mean", "said"),
+    "mean, last, said": ("mean", "last", "said"),
+}
 DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
+
+
+ASKED, DREAMT = "dreams-asked", ("dreams-plain", "dreams-chat")
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Choice:
     """
 
     dress: str
-    pooling: str = "both"
+    pooling: str = "mean, last, said"
     layers: str = "memory"
     dreams: int = 200
     prompts: int = 80
@@ -91,6 +103,11 @@ class Bank:
             if all(sets) and sets not in list(found.values())[:place]
         ]
 
+    def poolings(self) -> list[str]:
+        """Those of `FEATURES` that this model has; without a chat template there is no last token said."""
+        there = {name.partition(".")[0] for found in self._found.values() for name in found}
+        return [name for name, parts in FEATURES.items() if there.issuperset(parts)]
+
     def of(self, split: str, name: str, choice: Choice) -> Tensor:
         """(N, F) features of a set, joined as the choice has them."""
         return joined(self._found[split, name], FEATURES[choice.pooling], DEPTHS[choice.layers])
@@ -110,8 +127,12 @@ class Bank:
         ]
         other = [
             some(self.of("fit", name, choice), count, choice.draw)
-            for name, count in dream_counts(dreams, choice.dreams).items()
+            for name, count in dream_counts([name for name in dreams if name != ASKED], choice.dreams).items()
         ]
+        if ASKED in dreams:
+            # As many of so many dreams as of all.
+            asked, whole = self.of("fit", ASKED, choice), sum(len(self.of("fit", name, choice)) for name in DREAMT)
+            other.append(some(asked, round(len(asked) * choice.dreams / whole), choice.draw))
         return torch.cat(task), torch.cat(other)
 
 
@@ -126,8 +147,9 @@ def dream_counts(names: Sequence[str], count: int) -> dict[str, int]:
 
 
 def joined(found: dict[str, Tensor], poolings: Sequence[str], layers: Sequence[str]) -> Tensor:
-    """(N, F) features of these poolings and layers, beside each other."""
-    return torch.cat([found[f"{pooling}.{layer}"] for pooling in poolings for layer in layers], dim=1)
+    """(N, F) features of these poolings, as far as there are any, and layers, beside each other."""
+    names = [f"{pooling}.{layer}" for pooling in poolings for layer in layers]
+    return torch.cat([found[name] for name in names if name in found], dim=1)
 
 
 def some(features: Tensor, most: int, draw: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The frozen model's features of every set of prompts, on the disk: each set is computed once.
 
 From three depths (a third of the layers, two thirds, and the memory, which is what reaches the output head), the mean
-over the prompt's tokens and the last token's, (N, d) float32 each.
+over the prompt's tokens, the last token's, and with a chat template that of the last token said, (N, d) float32 each.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from benchmarks.relevance.turning import turning
 from imsm.data.dresses import KINDS, dresses
 from imsm.data.formats import Pair
 from imsm.data.rendering import Renderer
+from imsm.data.turns import turn_closer
 from imsm.dreams import dream
 from imsm.fingerprint import fingerprint
 from imsm.folders import write_text
 from imsm.generation import Prompt, padding_id, prompt_ids
+from imsm.samples import Sample
 from imsm.streams import HeadTap, nothing, output_head
+from imsm.training.divergence import sampled_example
 
 LAYERS = ("third", "two_thirds", "memory")
-POOLINGS = ("mean", "last")
+POOLINGS = ("mean", "last", "said")
 INDEX = "index.json"
 #: Conversations from a dream to the task, and from the task to a dream.
 CONVERSATIONS = 80
@@ -97,7 +100,8 @@ class Reader:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.folder = work / Path(model_name).name
         self.numbers = layer_numbers(self.model)
-        self._facts = fingerprint(self.model, [], {"layers": self.numbers, "features": 1})
+        self.closer = turn_closer(self.tokenizer)
+        self._facts = fingerprint(self.model, [], {"layers": self.numbers, "closer": self.closer, "features": 2})
 
     def read(self, split: str, name: str, prompts: Sequence[Encoded]) -> Path:
         """The file with the features of a set's prompts, which are computed unless they are there."""
@@ -105,7 +109,7 @@ class Reader:
         key = fingerprint_of(self._facts, prompts)
         if not is_there(path, key):
             began = time.monotonic()
-            keep(compute(self.model, prompts, self.numbers, padding_id(self.tokenizer) or 0), path, key)
+            keep(compute(self.model, prompts, self.numbers, padding_id(self.tokenizer) or 0, self.closer), path, key)
             tokens = sum(len(prompt.ids) for prompt in prompts)
             say(f"{split} {name}: {len(prompts)} prompts, {tokens} tokens, {time.monotonic() - began:.1f} s")
         return path
@@ -121,7 +125,8 @@ def fitted(
     dreams: int,
     folder: Path,
 ) -> dict[str, list[Encoded]]:
-    """What heads are fitted to, by name: the task in every kind of dress, dreams of both kinds, conversations that turn.
+    """What heads are fitted to, by name: the task in every kind of dress, dreams of both kinds, and as questions, conversations
+    that turn.
 
     Those that this tokenizer cannot have are left out.
     """
@@ -142,9 +147,16 @@ def fitted(
             for name, made in samples.items()
             for kind in ("plain", "chat")
         },
+        "dreams-asked": questions(samples[""], tokenizer),
         "dreams-turned": to_dream,
     }
     return {name: [Encoded(ids) for ids in prompts] for name, prompts in found.items() if prompts}
+
+
+def questions(dreams: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Those dreams that ask, as training shows them to the head a second time."""
+    found = dresses([sampled_example(sample) for sample in dreams], tokenizer, kinds=("trained", "asked"))
+    return [dress.prompt_ids for dress in found if dress.kind == "asked"]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, last_turn: bool = False) -> Encoded:
@@ -177,11 +189,15 @@ def layer_numbers(model: PreTrainedModel) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def compute(model: PreTrainedModel, prompts: Sequence[Encoded], numbers: dict[str, int], pad: int) -> dict[str, Tensor]:
-    """`POOLING.LAYER` to (N, d) float32, in the order of the prompts."""
+def compute(
+    model: PreTrainedModel, prompts: Sequence[Encoded], numbers: dict[str, int], pad: int, closer: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """`POOLING.LAYER` to (N, d) float32, in the order of the prompts; that of the last token said with a `closer` alone."""
     tap = HeadTap(output_head(model))
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
-    rows: dict[str, list[Tensor]] = {f"{pooling}.{layer}": [] for pooling in POOLINGS for layer in LAYERS}
+    rows: dict[str, list[Tensor]] = {
+        f"{pooling}.{layer}": [] for pooling in POOLINGS[: 3 if closer else 2] for layer in LAYERS
+    }
     try:
         for batch in batches([prompts[place] for place in order]):
             lengths = torch.tensor([len(prompt.ids) for prompt in batch])
@@ -204,6 +220,10 @@ def compute(model: PreTrainedModel, prompts: Sequence[Encoded], numbers: dict[st
             for layer, state in {**states, "memory": tap.memory}.items():
                 rows[f"mean.{layer}"].append(torch.bmm(share[:, None], state.float())[:, 0])
                 rows[f"last.{layer}"].append(state[torch.arange(len(batch)), lengths - 1].float())
+                if closer:
+                    is_closed = torch.tensor([list(prompt.ids[-len(closer) :]) == list(closer) for prompt in batch])
+                    said = lengths - 1 - len(closer) * is_closed
+                    rows[f"said.{layer}"].append(state[torch.arange(len(batch)), said.clamp(min=0)].float())
     finally:
         tap.remove()
     back = torch.tensor(order).argsort()

@@ -1,4 +1,4 @@
-"""What depths, penalty, border and number of prompts do to heads of tasks whose prompts have no wording in common."""
+"""What is read and dreamt, penalty, border and number of prompts do to heads of tasks whose prompts have no wording in common."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks import machine
 from benchmarks.models import title
 from benchmarks.relevance.bank import DEPTHS, FEATURES, Choice, joined
-from benchmarks.relevance.features import Encoded, Reader, encode, say
+from benchmarks.relevance.features import Encoded, Reader, encode, questions, say
 from benchmarks.relevance.free_tasks import Exchange, FreeTask, free_tasks, other_sets
 from benchmarks.relevance.line import Line
 from benchmarks.relevance.sets import conversation
@@ -33,12 +33,19 @@ from imsm.training.dreaming import DRESSED
 
 #: What is varied, and what training does.
 VARIED: dict[str, tuple[Any, ...]] = {
-    "layers": ("memory", "all"),
-    "penalty": (0.05, 0.1, 0.2),
+    "pooling": ("mean, last", "mean, last, said"),
+    "asked": (False, True),
+    "penalty": (0.1, 0.2),
     "prompts": (40, 80, 160),
     "border": (0.2, 0.25, BORDER, 0.4),
 }
-DEFAULT = {"layers": Choice.layers, "penalty": Choice.penalty, "prompts": Choice.prompts, "border": BORDER}
+DEFAULT = {
+    "pooling": Choice.pooling,
+    "asked": True,
+    "penalty": Choice.penalty,
+    "prompts": Choice.prompts,
+    "border": BORDER,
+}
 DREAMS = Choice.dreams
 #: What the task's own set is called.
 OWN = "held out"
@@ -67,7 +74,11 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
     dreams = {}
     for seed in seeds:
         samples = dream(reader.model, reader.tokenizer, DREAMS, seed, answers=False, folder=work / "dreams")
-        dreams[seed] = loaded(reader, "free", f"dreams-{seed}", [sample.prompt_ids for sample in samples])
+        asked = questions(samples, reader.tokenizer)
+        dreams[seed] = {
+            False: loaded(reader, "free", f"dreams-{seed}", [sample.prompt_ids for sample in samples]),
+            True: loaded(reader, "free", f"asked-{seed}", [*(sample.prompt_ids for sample in samples), *asked]),
+        }
     away = {}
     for found in others:
         ids = [encode(reader.tokenizer, prompt).ids for prompt in found.prompts]
@@ -76,7 +87,7 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
     content: dict[str, Any] = {
         "model": title(model_name),
         "layers": reader.numbers,
-        "dreams": {seed: len(rows["mean.memory"]) for seed, rows in dreams.items()},
+        "dreams": {seed: len(rows[False]["mean.memory"]) for seed, rows in dreams.items()},
         "tasks": {
             task.name: {
                 "folds": len(task.folds),
@@ -111,26 +122,26 @@ def choices() -> Iterator[Values]:
 
 
 def judged(
-    reader: Reader, task: FreeTask, dreams: Sequence[Features], away: dict[str, Features]
+    reader: Reader, task: FreeTask, dreams: Sequence[dict[bool, Features]], away: dict[str, Features]
 ) -> dict[Values, list[Sent]]:
     """What the heads of every fold and of each seed's dreams do under every choice.
 
     Args:
         reader: of the model.
         task: the task.
-        dreams: the features of each seed's.
+        dreams: the features of each seed's, and by True with those that ask as questions, too.
         away: those of the sets that are not a task, by name.
     """
     found: dict[Values, list[Sent]] = {choice: [] for choice in choices()}
     for fit, held_out in folds(reader, task):
         sets = {OWN: held_out, **{name: away[name] for name in task.others}}
-        for other, layers, penalty, prompts in itertools.product(dreams, *list(VARIED.values())[:-1]):
-            line = Line(read(fit[prompts], layers), read(other, layers), penalty)
-            logits = {name: line.logits(read(features, layers)) for name, features in sets.items()}
+        for other, pooling, asked, penalty, prompts in itertools.product(dreams, *list(VARIED.values())[:-1]):
+            line = Line(read(fit[prompts], pooling), read(other[asked], pooling), penalty)
+            logits = {name: line.logits(read(features, pooling)) for name, features in sets.items()}
             for place in VARIED["border"]:
                 border = line.border(place)
                 sent = {name: float((own > border).double().mean()) for name, own in logits.items()}
-                found[layers, penalty, prompts, place].append(sent)
+                found[pooling, asked, penalty, prompts, place].append(sent)
     say(f"{task.name}: {len(found) * len(task.folds) * len(dreams)} heads and borders")
     return found
 
@@ -184,6 +195,6 @@ def loaded(reader: Reader, split: str, name: str, prompts: Sequence[list[int]]) 
     return load_file(reader.read(split, name, [Encoded(ids) for ids in prompts]))
 
 
-def read(features: Features, layers: str) -> Tensor:
-    """(N, F): what a head reads of them, mean and last token at these depths."""
-    return joined(features, FEATURES["both"], DEPTHS[layers])
+def read(features: Features, pooling: str) -> Tensor:
+    """(N, F): what a head reads of them."""
+    return joined(features, FEATURES[pooling], DEPTHS[Choice.layers])

@@ -114,6 +114,8 @@ def free_text(content: dict[str, Any]) -> str:
 
 def told_value(value: str | float) -> str:
     """One of a choice's values."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
