@@ -216,7 +216,7 @@ def test_queries_of_a_batch_are_those_of_each_prompt() -> None:
             model(torch.tensor([prompt]), output_memories=True, use_cache=False).base_memory[0] for prompt in prompts
         ]
         alone = torch.stack([torch.cat([memory.mean(dim=0), memory[-1]]) for memory in memories])
-    torch.testing.assert_close(frozen_queries(model, prompts, ()), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frozen_queries(model, prompts), alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_border_of_prompts_that_differ() -> None:
@@ -227,7 +227,7 @@ def test_the_border_of_prompts_that_differ() -> None:
     border = fit_border(model, task, dreams)
     assert border.false_recall < 0.2 and border.dreams_kept > 0.9
     assert model.relevance is not None
-    assert (model.relevance(frozen_queries(model, task, ())) < 0).all()
+    assert (model.relevance(frozen_queries(model, task)) < 0).all()
 
 
 def test_dresses_of_an_example_are_judged_by_a_head_that_saw_none_of_them() -> None:

@@ -93,11 +93,11 @@ def _alike(queries: Tensor, origins: Sequence[int]) -> Tensor:
 def frozen_queries(
     model: SiameseForCausalLM,
     prompts: Sequence[Sequence[int]],
-    closer: Sequence[int],
+    closer: Sequence[int] = (),
     bf16: bool = False,
     report: Report | None = None,
 ) -> Tensor:
-    """The frozen pooled queries of prompts as a head reads them, (N, F) float32 on the CPU."""
+    """The frozen pooled queries of prompts as a head with that `closer` reads them, (N, F) float32 on the CPU."""
     device: Any = model.get_input_embeddings().weight.device
     found: dict[int, Tensor] = {}
     read = 0
