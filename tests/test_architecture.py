@@ -12,7 +12,7 @@ import imsm
 SOURCE = Path(imsm.__file__).parent
 #: Low to high. A module imports from lower rows, and from its own row only within its folder.
 LAYERS = (
-    {"clusters", "ends", "errors"},
+    {"clusters", "ends", "errors", "turns"},
     {
         "attention",
         "config",
@@ -25,7 +25,6 @@ LAYERS = (
         "query",
         "relevance",
         "routing",
-        "turns",
     },
     {"cache", "mixing", "names", "settings", "views"},
     {"shared"},

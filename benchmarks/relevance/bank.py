@@ -45,6 +45,7 @@ FEATURES = {
 DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
 
 
+#: The set of those that ask, and the sets that they are of.
 ASKED, DREAMT = "dreams-asked", ("dreams-plain", "dreams-chat")
 
 

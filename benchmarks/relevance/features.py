@@ -33,7 +33,7 @@ from imsm.folders import write_text
 from imsm.generation import Prompt, padding_id, prompt_ids
 from imsm.samples import Sample
 from imsm.streams import HeadTap, nothing, output_head
-from imsm.training.divergence import sampled_example
+from imsm.training.dreaming import dressed_dreams
 
 LAYERS = ("third", "two_thirds", "memory")
 POOLINGS = ("mean", "last", "said")
@@ -155,8 +155,7 @@ def fitted(
 
 def questions(dreams: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Those dreams that ask, as training shows them to the head a second time."""
-    found = dresses([sampled_example(sample) for sample in dreams], tokenizer, kinds=("trained", "asked"))
-    return [dress.prompt_ids for dress in found if dress.kind == "asked"]
+    return [dress.prompt_ids for dress in dressed_dreams(dreams, tokenizer) if dress.kind == "asked"]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, last_turn: bool = False) -> Encoded:
@@ -195,9 +194,8 @@ def compute(
     """`POOLING.LAYER` to (N, d) float32, in the order of the prompts; that of the last token said with a `closer` alone."""
     tap = HeadTap(output_head(model))
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
-    rows: dict[str, list[Tensor]] = {
-        f"{pooling}.{layer}": [] for pooling in POOLINGS[: 3 if closer else 2] for layer in LAYERS
-    }
+    poolings = [pooling for pooling in POOLINGS if closer or pooling != "said"]
+    rows: dict[str, list[Tensor]] = {f"{pooling}.{layer}": [] for pooling in poolings for layer in LAYERS}
     try:
         for batch in batches([prompts[place] for place in order]):
             lengths = torch.tensor([len(prompt.ids) for prompt in batch])

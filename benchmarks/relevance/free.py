@@ -74,11 +74,9 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
     dreams = {}
     for seed in seeds:
         samples = dream(reader.model, reader.tokenizer, DREAMS, seed, answers=False, folder=work / "dreams")
-        asked = questions(samples, reader.tokenizer)
-        dreams[seed] = {
-            False: loaded(reader, "free", f"dreams-{seed}", [sample.prompt_ids for sample in samples]),
-            True: loaded(reader, "free", f"asked-{seed}", [*(sample.prompt_ids for sample in samples), *asked]),
-        }
+        prompts = [sample.prompt_ids for sample in samples] + questions(samples, reader.tokenizer)
+        rows = loaded(reader, "free", f"dreams-{seed}", prompts)
+        dreams[seed] = {False: {name: values[: len(samples)] for name, values in rows.items()}, True: rows}
     away = {}
     for found in others:
         ids = [encode(reader.tokenizer, prompt).ids for prompt in found.prompts]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from imsm.errors import InputError
+from imsm.turns import closed_turns
 
 IGNORE = -100
 
@@ -356,25 +357,6 @@ def behind(past: Tensor, memory: Tensor, attended: Tensor) -> tuple[Tensor, Tens
     """Memories (B, R + T, d) and their mask, from those of R tokens before and of T new ones. Arguments as of `ends`."""
     there = torch.ones(past.shape[:2], dtype=torch.bool, device=attended.device)
     return torch.cat([past.to(memory.dtype), memory], dim=1), torch.cat([there, attended], dim=1)
-
-
-def closed_turns(ids: Tensor, attended: Tensor, closer: Sequence[int]) -> Tensor:
-    """Where the tokens that close a user's turn end.
-
-    Args:
-        ids: (B, T) int64.
-        attended: (B, T) bool, False on padding.
-        closer: these tokens, one or more.
-
-    Returns:
-        (B, T) bool.
-    """
-    size = len(closer)
-    if ids.shape[1] < size:
-        return torch.zeros_like(attended)
-    same = (ids.unfold(1, size, 1) == torch.tensor(list(closer), device=ids.device)).all(dim=-1)
-    whole = attended.unfold(1, size, 1).all(dim=-1)
-    return torch.nn.functional.pad(same & whole, (size - 1, 0))
 
 
 def pool_within(memory: Tensor, attended: Tensor, boundary: Tensor, first: Tensor | None = None) -> Tensor:

@@ -38,10 +38,33 @@ def last_turns(ids: Tensor, inside: Tensor, opener: Sequence[int]) -> tuple[Tens
     size = len(opener)
     if size == 0 or ids.shape[1] < size:
         return None
-    opens = (ids.unfold(1, size, 1) == torch.tensor(list(opener), device=ids.device)).all(dim=-1)
+    opens = _begins(ids, opener)
     if not bool(((opens & inside[:, : opens.shape[1]]).sum(dim=1) > 1).any()):
         return None
     return sole_turns(ids, inside, opener)
+
+
+def closed_turns(ids: Tensor, attended: Tensor, closer: Sequence[int]) -> Tensor:
+    """Where the tokens that close a user's turn end.
+
+    Args:
+        ids: (B, T) int64.
+        attended: (B, T) bool, False on padding.
+        closer: these tokens, one or more.
+
+    Returns:
+        (B, T) bool.
+    """
+    size = len(closer)
+    if ids.shape[1] < size:
+        return torch.zeros_like(attended)
+    whole = attended.unfold(1, size, 1).all(dim=-1)
+    return torch.nn.functional.pad(_begins(ids, closer) & whole, (size - 1, 0))
+
+
+def _begins(ids: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Where `tokens` begin in ids (B, T), which are no fewer, (B, T − their number + 1) bool."""
+    return (ids.unfold(1, len(tokens), 1) == torch.tensor(list(tokens), device=ids.device)).all(dim=-1)
 
 
 def sole_turns(ids: Tensor, inside: Tensor, opener: Sequence[int]) -> tuple[Tensor, Tensor]:

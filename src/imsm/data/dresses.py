@@ -22,6 +22,8 @@ from imsm.errors import InputError
 ATTEMPTS = 4
 #: Forms in which a content may be asked about, whatever the task.
 FRAMES = ("Input: {}\nOutput:", "Q: {}\nA:", "{}\nAnswer:", "Text: {}", "{} =>", "- {}\n-", "### {}\n###", "{}:")
+#: Marks around what somebody said.
+QUOTES = "\"'“”‘’"
 #: Words that questions begin with.
 ASKING = frozenset(
     ["are", "can", "could", "did", "do", "does", "how", "is", "should"]
@@ -152,7 +154,7 @@ def _framed(spoken: Spoken, wording: Wording, rng: random.Random) -> Spoken | No
 
 
 def _asked(spoken: Spoken, wording: Wording, rng: random.Random) -> Spoken | None:
-    line = spoken.text.strip().strip("\"'“”‘’").partition("\n")[0].rstrip(" .!?…:;,\"'“”‘’")
+    line = spoken.text.strip().strip(QUOTES).partition("\n")[0].rstrip(" .!?…:;," + QUOTES)
     first = re.match(r"\w+", line)
     if first is None or first[0].lower() not in ASKING:
         return None

@@ -70,6 +70,14 @@ def refits(config: TrainConfig) -> bool:
     return config.reads("dreams.gate_steps")
 
 
+def dressed_dreams(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[Dress]:
+    """What a head sees of dreams: each as it is, and those that ask as questions, too.
+
+    Few dreams end as a question does, and a task's prompts may: the mark alone must not make a prompt the task's.
+    """
+    return dresses([sampled_example(sample) for sample in samples], tokenizer, kinds=("trained", "asked"))
+
+
 def learn_from_dreams(
     config: TrainConfig,
     model: SiameseForCausalLM,
@@ -103,8 +111,7 @@ def learn_from_dreams(
     found_dresses = [dress for dress in found_dresses if dress.prompt_ids]
     if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
-    # Few dreams end as a question does, and a task's prompts may: the mark alone must not make a prompt the task's.
-    others = dresses([sampled_example(sample) for sample in dreams.samples], tokenizer, kinds=("trained", "asked"))
+    others = dressed_dreams(dreams.samples, tokenizer)
     others += [Dress(ids, "trained", len(dreams.samples) + place) for place, ids in enumerate(dreams.anchors)]
     border = fit_border(
         model,
