@@ -33,11 +33,11 @@ from imsm.training.dreaming import DRESSED
 
 #: What is varied, and what training does.
 VARIED: dict[str, tuple[Any, ...]] = {
-    "pooling": ("mean, last", "mean, last, said"),
+    "pooling": ("mean, last", "mean, said", "mean, last, said"),
     "asked": (False, True),
-    "penalty": (0.1, 0.2),
+    "penalty": (0.1, 0.2, 0.3),
     "prompts": (40, 80, 160),
-    "border": (0.2, 0.25, BORDER, 0.4),
+    "border": (0.25, 1 / 3, 0.4, 0.5),
 }
 DEFAULT = {
     "pooling": Choice.pooling,
