@@ -43,7 +43,7 @@ def spoken(name: str | None, count: int, seed: int, least: int = 8, most: int = 
 
 #: Two of each, mixed, and whose they are.
 OWNERS = [*NAMES, None, None, *reversed(NAMES)]
-PROMPTS = [spoken(name, 1, 200 + place)[0] for place, name in enumerate(OWNERS)]
+PROMPTS = [spoken(name, 1, 300 + place)[0] for place, name in enumerate(OWNERS)]
 
 
 def teach(model: SiameseForCausalLM, name: str) -> None:

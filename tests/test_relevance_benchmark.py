@@ -184,9 +184,9 @@ def test_features_are_kept_and_ablated(
     compute = features.compute
     monkeypatch.setattr(features, "compute", lambda *given: computed.append(len(given[1])) or compute(*given))
     assert main(run) == 0 and len(computed) == 1  # the damaged one alone
-    monkeypatch.setattr(ablation, "PENALTIES", (0.01, 0.1))
+    monkeypatch.setattr(ablation, "PENALTIES", (0.01, 0.3))
     monkeypatch.setattr(ablation, "DREAMS", (4, 200))
-    monkeypatch.setattr(ablation, "DRAWN", (("memory", "mean", 0.1, 2), ("memory", "mean, last, said", 0.1, 40)))
+    monkeypatch.setattr(ablation, "DRAWN", (("memory", "mean", 0.3, 2), ("memory", "mean, last, said", 0.3, 40)))
     monkeypatch.setattr(ablation, "DEPTHS", {"memory": ("memory",), "all": features.LAYERS})
     assert main([*ablate, "--test"]) == 2 and "no features of the test sets" in capsys.readouterr().err
     assert main([*run, "--test"]) == 0 and main([*ablate, "--test"]) == 0
@@ -204,7 +204,7 @@ def test_features_are_kept_and_ablated(
     shares = dict(zip(content["sets"], whole["rules"][ablation.DEFAULT_RULE]["shares"], strict=True))
     base = [shares[name] for name, (wanted, _) in content["sets"].items() if wanted == "base" and name[:5] != "turns"]
     assert all_there["base"]["mean"] == pytest.approx(sum(base) / len(base), abs=1e-3)
-    assert "### Drawn anew, 6 times" in page and "| memory | mean, last, said | 0.1 | 40 | third |" in page
+    assert "### Drawn anew, 6 times" in page and "| memory | mean, last, said | 0.3 | 40 | third |" in page
     best = max(content["choices"], key=lambda found: (found["rules"][ablation.DEFAULT_RULE]["right"], found["auc"]))
     assert all(best[key] == value for key, value in content["best"].items())
     assert "### Share sent to the base, test" in page and "| trained | 5 | task |" in page
@@ -384,7 +384,7 @@ def test_free_tasks_are_judged_as_training_would(
     monkeypatch.setattr(
         free,
         "VARIED",
-        {**free.VARIED, "penalty": (0.1,), "prompts": (5, 80), "border": (0.0, BORDER)},
+        {**free.VARIED, "penalty": (0.3,), "prompts": (5, 80), "border": (0.0, BORDER)},
     )
     work, out = tmp_path / "work", tmp_path / "out"
     run = ["free", "--model", base_folder, "--data-root", str(free_root), "--work", str(work), "--out", str(out)]
@@ -425,7 +425,7 @@ def test_free_tasks_are_judged_as_training_would(
         turns = [sampled_example(sample) for sample in samples]
         others = [dress.prompt_ids for dress in dresses(turns, tokenizer, kinds=("trained", "asked"))]
         assert len(others) > len(samples)
-        head = fit_relevance(queries(task), queries(others), penalty=0.1).head
+        head = fit_relevance(queries(task), queries(others), penalty=0.3).head
         shares.append([float((head(rows) > 0).float().mean()) for rows in (unseen, away)])
     own, home = (sum(share) / 2 for share in zip(*shares, strict=True))
     sent = content["sent"]["customers"]
@@ -437,7 +437,7 @@ def test_free_tasks_are_judged_as_training_would(
     )
     assert "customers: 10 to fit and 4 held out" in page and "Seeds of dreams: 0, 3." in page
     assert "| pooling | asked | penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
-    assert f"| clinc-home | {len(away)} |  | " in page and "| mean, last, said | yes | 0.1 | 80 | 0.333 |" in page
+    assert f"| clinc-home | {len(away)} |  | " in page and "| mean, last, said | yes | 0.3 | 80 | 0.4 |" in page
 
     monkeypatch.setattr(features, "compute", lambda *given: pytest.fail("everything has been read"))
     assert main(run) == 0 and capsys.readouterr().out == page

@@ -24,7 +24,7 @@ DREAMS = (40, 120, 160, 200, 270)
 #: Prompts of the task at most, and the share of them in other dresses.
 PROMPTS = (40, 80, 160)
 DRESSED = (0.25, 0.5, 1.0)
-PENALTIES = (0.03, 0.05, 0.1, 0.2, 1.0)
+PENALTIES = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 #: How often a head is fitted anew to prompts and dreams drawn at random, and for which of the values above.
 DRAWS = 6
 DRAWN = tuple(itertools.product(("memory",), ("mean, last", "mean, last, said"), (0.05, 0.1, 0.2, 0.3), (80, 160)))
@@ -34,13 +34,13 @@ RULES = {
     "fifth": 0.2,
     "quarter": 0.25,
     "three tenths": 0.3,
-    "third": BORDER,
-    "two fifths": 0.4,
+    "third": 1 / 3,
+    "two fifths": BORDER,
     "half way": 0.5,
 }
-DEFAULT_RULE = "third"
+DEFAULT_RULE = "two fifths"
 #: Those that draws are judged by.
-DRAWN_RULES = ("quarter", "third", "two fifths")
+DRAWN_RULES = ("quarter", "third", "two fifths", "half way")
 
 
 def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:

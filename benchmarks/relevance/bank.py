@@ -66,7 +66,7 @@ class Choice:
     dreams: int = 200
     prompts: int = 80
     dressed: float = DRESSED
-    penalty: float = 0.1
+    penalty: float = 0.3
     draw: int = 0
 
 

@@ -37,7 +37,7 @@ VARIED: dict[str, tuple[Any, ...]] = {
     "asked": (False, True),
     "penalty": (0.1, 0.2, 0.3),
     "prompts": (40, 80, 160),
-    "border": (0.25, 1 / 3, 0.4, 0.5),
+    "border": (0.25, 1 / 3, BORDER, 0.5),
 }
 DEFAULT = {
     "pooling": Choice.pooling,

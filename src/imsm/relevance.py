@@ -23,7 +23,7 @@ FIT_STEPS = 200
 #: Groups of alike queries that are judged by heads which have not seen them.
 FOLDS = 10
 #: How far on the way from the task's queries, 0, to the others, 1, the border lies.
-BORDER = 1 / 3
+BORDER = 2 / 5
 
 
 class RelevanceHead(nn.Module):
@@ -88,7 +88,7 @@ def fit_relevance(
     alike: Tensor | None = None,
     others_alike: Tensor | None = None,
     *,
-    penalty: float = 0.1,
+    penalty: float = 0.3,
     false_recall: float = 0.01,
     folds: int = FOLDS,
 ) -> Fitted:

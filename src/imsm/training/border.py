@@ -97,21 +97,27 @@ def frozen_queries(
     bf16: bool = False,
     report: Report | None = None,
 ) -> Tensor:
-    """The frozen pooled queries of prompts as a head with that `closer` reads them, (N, F) float32 on the CPU."""
+    """The frozen pooled queries of prompts as a head with that `closer` reads them, (N, F) float32 on the CPU.
+
+    A prompt that is given several times is read once.
+    """
     device: Any = model.get_input_embeddings().weight.device
+    place: dict[tuple[int, ...], int] = {}
+    places = [place.setdefault(tuple(prompt), len(place)) for prompt in prompts]
+    distinct = list(place)
     found: dict[int, Tensor] = {}
     read = 0
-    for chosen in length_batches([len(prompt) for prompt in prompts]):
-        width = max(len(prompts[index]) for index in chosen)
+    for chosen in length_batches([len(prompt) for prompt in distinct]):
+        width = max(len(distinct[index]) for index in chosen)
         ids = torch.zeros(len(chosen), width, dtype=torch.long)
         attended = torch.zeros_like(ids)
         for row, index in enumerate(chosen):
-            ids[row, : len(prompts[index])] = torch.tensor(prompts[index])
-            attended[row, : len(prompts[index])] = 1
+            ids[row, : len(distinct[index])] = torch.tensor(distinct[index])
+            attended[row, : len(distinct[index])] = 1
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             rows = model.streams.frozen_query(ids.to(device), attended.to(device), closer)[:, 0].cpu()
         found |= zip(chosen, rows, strict=True)
         read += len(chosen)
         if report is not None:
-            report(read, len(prompts))
-    return torch.stack([found[index] for index in range(len(prompts))])
+            report(read, len(distinct))
+    return torch.stack([found[index] for index in places])

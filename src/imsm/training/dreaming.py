@@ -26,6 +26,8 @@ from imsm.training.refit import constants, fit_gate
 GATE_EXAMPLES = 1024
 #: Share of the task's prompts that the head sees in other dresses too.
 DRESSED = 1 / 2
+#: How much anchors count beside all that is dreamt, at least, however few they are.
+ANCHORED = 1 / 2
 
 
 @dataclass
@@ -78,6 +80,16 @@ def dressed_dreams(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
     return dresses([sampled_example(sample) for sample in samples], tokenizer, kinds=("trained", "asked"))
 
 
+def anchored(dreams: Dreams, others: int) -> list[Dress]:
+    """Anchors as a head sees them beside so many others: each so often that together they come to `ANCHORED` of these, or once.
+
+    They are asked for by name, and a few among hundreds would be given up for the task's sake.
+    """
+    times = max(1, round(ANCHORED * others / max(1, len(dreams.anchors))))
+    own = [Dress(ids, "trained", len(dreams.samples) + place) for place, ids in enumerate(dreams.anchors)]
+    return own * times
+
+
 def learn_from_dreams(
     config: TrainConfig,
     model: SiameseForCausalLM,
@@ -112,7 +124,7 @@ def learn_from_dreams(
     if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
     others = dressed_dreams(dreams.samples, tokenizer)
-    others += [Dress(ids, "trained", len(dreams.samples) + place) for place, ids in enumerate(dreams.anchors)]
+    others += anchored(dreams, len(others))
     border = fit_border(
         model,
         [dress.prompt_ids for dress in found_dresses],
