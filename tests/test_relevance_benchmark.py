@@ -381,6 +381,7 @@ def test_free_tasks_are_judged_as_training_would(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(free, "DREAMS", 10)
+    monkeypatch.setattr(free, "ANCHORS", (0, 3))
     monkeypatch.setattr(
         free,
         "VARIED",
@@ -435,6 +436,15 @@ def test_free_tasks_are_judged_as_training_would(
     assert usual["customers"][2] == pytest.approx(
         sum(share for name, share in sent.items() if name != free.OWN) / (len(sent) - 1), abs=2e-3
     )
+    kinds = {(found["task"], found["set"]) for found in content["anchors"]}
+    assert kinds == set(free_tasks.ANCHORS) and len(content["anchors"]) == 4 * len(kinds)
+    for found in content["anchors"]:
+        if not found["count"]:
+            assert found["figures"][0] == pytest.approx(1 - content["sent"][found["task"]][free.OWN], abs=2e-3)
+            assert found["figures"][1] == 1.0
+    kept, anchors, alike, away_share = content["anchors"][-1]["figures"]
+    assert min(kept, alike, away_share) >= 0 and anchors >= content["anchors"][-2]["figures"][1]
+    assert f"| customers | near_domain-chat | 3 | yes | {kept:.3f} |" in page
     assert "customers: 10 to fit and 4 held out" in page and "Seeds of dreams: 0, 3." in page
     assert "| pooling | asked | penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
     assert f"| clinc-home | {len(away)} |  | " in page and "| mean, last, said | yes | 0.3 | 80 | 0.4 |" in page

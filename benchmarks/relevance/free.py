@@ -19,6 +19,7 @@ from benchmarks import machine
 from benchmarks.models import title
 from benchmarks.relevance.bank import DEPTHS, FEATURES, Choice, joined
 from benchmarks.relevance.features import Encoded, Reader, encode, questions, say
+from benchmarks.relevance.free_tasks import ANCHORS as NEAR
 from benchmarks.relevance.free_tasks import Exchange, FreeTask, free_tasks, other_sets
 from benchmarks.relevance.line import Line
 from benchmarks.relevance.sets import conversation
@@ -29,7 +30,7 @@ from imsm.dreams import dream
 from imsm.errors import InputError
 from imsm.folders import write_text
 from imsm.relevance import BORDER
-from imsm.training.dreaming import DRESSED
+from imsm.training.dreaming import DRESSED, anchor_times
 
 #: What is varied, and what training does.
 VARIED: dict[str, tuple[Any, ...]] = {
@@ -52,6 +53,12 @@ OWN = "held out"
 #: Of a task under one choice, over all folds and seeds: the mean share of its held-out prompts that the adapter keeps, the
 #: least, and the mean share of the other sets that is sent to the base.
 FIGURES = ("kept", "worst", "sent")
+
+#: How many prompts of a set are given as anchors.
+ANCHORS = (0, 5, 20)
+#: What is told of heads with anchors: the mean shares of the task's held-out prompts that stay with the adapter, of the
+#: anchors, of the rest of their set and of all other sets that are sent to the base.
+ANCHORED = ("kept", "anchors", "alike", "others")
 
 #: Values of `VARIED`.
 Values = tuple[Any, ...]
@@ -102,6 +109,8 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
             for choice in choices()
         ],
         "sent": {name: mean_sent(made[tuple(DEFAULT.values())]) for name, made in heads.items()},
+        "anchored": ANCHORED,
+        "anchors": anchored(reader, tasks, [made[DEFAULT["asked"]] for made in dreams.values()], away),
         "commit": machine.commit(),
         "versions": machine.versions(),
         "machine": machine.machine(),
@@ -154,6 +163,34 @@ def figures(heads: Sequence[Sent]) -> list[float]:
 def mean_sent(heads: Sequence[Sent]) -> Sent:
     """The mean over heads."""
     return {name: round(fmean(sent[name] for sent in heads), 3) for name in heads[0]}
+
+
+def anchored(
+    reader: Reader, tasks: Sequence[FreeTask], dreams: Sequence[Features], away: dict[str, Features]
+) -> list[dict[str, Any]]:
+    """What a few anchors do to the default heads, by task, set and number: seen once each, and as often as training does."""
+    sets = {name: read(features, Choice.pooling) for name, features in away.items()}
+    found = []
+    for task, near in ((task, near) for task in tasks for name, near in NEAR if name == task.name):
+        others = [sets[name] for name in task.others if name != near]
+        made = [
+            (read(fit[Choice.prompts], Choice.pooling), read(held_out, Choice.pooling))
+            for fit, held_out in folds(reader, task)
+        ]
+        for count, weighed in itertools.product(ANCHORS, (False, True)):
+            anchors, alike = sets[near].split([count, len(sets[near]) - count])
+            shares = []
+            for dreamt, (fit, held_out) in itertools.product((read(rows, Choice.pooling) for rows in dreams), made):
+                times = anchor_times(count, len(dreamt)) if weighed else 1
+                line = Line(fit, torch.cat([dreamt, anchors.repeat(times, 1)]), Choice.penalty)
+                sent = [
+                    float((line.logits(rows) > line.border(BORDER)).double().mean()) if len(rows) else 1.0
+                    for rows in (held_out, anchors, alike, *others)
+                ]
+                shares.append((1 - sent[0], sent[1], sent[2], fmean(sent[3:])))
+            figures = [round(fmean(share), 3) for share in zip(*shares, strict=True)]
+            found.append({"task": task.name, "set": near, "count": count, "weighed": weighed, "figures": figures})
+    return found
 
 
 # -- features --------------------------------------------------------------------------------------------------------

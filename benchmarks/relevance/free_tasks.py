@@ -25,6 +25,15 @@ BANKING = ("banking", "credit_cards")
 UNLIKE_SHOP = ("travel", "kitchen_and_dining", "auto_and_commute", "work", "banking", "utility", "small_talk")
 #: How many of its wordings each task of the shop's holds out; the quickstart's test asks in two more.
 SHOPS = {"shop": 1, "shop, two wordings": 2}
+#: A task, and a set that is none of it and so near that some of it is taken: a few of its prompts are given as anchors.
+ANCHORS = (
+    ("shop", "near_shop"),
+    ("travel", "clinc-auto_and_commute"),
+    ("travel", "clinc-banking"),
+    ("kitchen_and_dining", "clinc-home"),
+    ("customers", "clinc-banking"),
+    ("customers", "near_domain-chat"),
+)
 #: How often each wording of the shop's customers is filled in.
 FILLINGS = 6
 #: Customers of the bank, and records of a task that are held out, at most.

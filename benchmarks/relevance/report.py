@@ -108,8 +108,20 @@ def free_text(content: dict[str, Any]) -> str:
             rows(lines),
             f"### Share sent to the base, {told}\n",
             rows(sent),
+            "### With anchors\n",
+            anchors(content),
         ]
     )
+
+
+def anchors(content: dict[str, Any]) -> str:
+    """A row for each task, set of anchors and number of them."""
+    lines = [["task", "anchors of", "how many", "weighed", *content["anchored"]]]
+    lines.append(["---"] * len(lines[0]))
+    for found in content["anchors"]:
+        named = [found["task"], found["set"], str(found["count"]), told_value(found["weighed"])]
+        lines.append([*named, *(f"{figure:.3f}" for figure in found["figures"])])
+    return rows(lines)
 
 
 def told_value(value: str | float) -> str:

@@ -80,14 +80,12 @@ def dressed_dreams(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
     return dresses([sampled_example(sample) for sample in samples], tokenizer, kinds=("trained", "asked"))
 
 
-def anchored(dreams: Dreams, others: int) -> list[Dress]:
-    """Anchors as a head sees them beside so many others: each so often that together they come to `ANCHORED` of these, or once.
+def anchor_times(anchors: int, others: int) -> int:
+    """How often a head sees each of so many anchors beside so many others: until they come to `ANCHORED` of these, or once.
 
     They are asked for by name, and a few among hundreds would be given up for the task's sake.
     """
-    times = max(1, round(ANCHORED * others / max(1, len(dreams.anchors))))
-    own = [Dress(ids, "trained", len(dreams.samples) + place) for place, ids in enumerate(dreams.anchors)]
-    return own * times
+    return max(1, round(ANCHORED * others / max(1, anchors)))
 
 
 def learn_from_dreams(
@@ -124,7 +122,8 @@ def learn_from_dreams(
     if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
     others = dressed_dreams(dreams.samples, tokenizer)
-    others += anchored(dreams, len(others))
+    anchors = [Dress(ids, "trained", len(dreams.samples) + place) for place, ids in enumerate(dreams.anchors)]
+    others += anchors * anchor_times(len(anchors), len(others))
     border = fit_border(
         model,
         [dress.prompt_ids for dress in found_dresses],
