@@ -110,7 +110,7 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
         ],
         "sent": {name: mean_sent(made[tuple(DEFAULT.values())]) for name, made in heads.items()},
         "anchored": ANCHORED,
-        "anchors": anchored(reader, tasks, [made[DEFAULT["asked"]] for made in dreams.values()], away),
+        "anchors": anchored(reader, tasks, [made[True] for made in dreams.values()], away),
         "commit": machine.commit(),
         "versions": machine.versions(),
         "machine": machine.machine(),
