@@ -129,7 +129,7 @@ def test_a_dream_that_asks_is_seen_with_a_question_mark_too(
 ) -> None:
     """As a user turn, where there is a chat template; anchors stay as they are, and come to half of the dreams."""
     words = tokenizer if chat else plain_tokenizer
-    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n" if chat else "{}"
     dreamt, anchor = ["The sea is blue.", "is it late"], "What now"
     seen: dict[str, Any] = {}
 
@@ -143,9 +143,8 @@ def test_a_dream_that_asks_is_seen_with_a_question_mark_too(
     config = TrainConfig("m", "o", DataConfig("t"), progress=False)
     found = learn_from_dreams(config, model, words, examples, dreams)
     assert set(found) == {"false_recall", "dreams_kept"}
-    asked = [turn.format("Is it late?")] if chat else []
-    assert [words.decode(ids) for ids in seen["read"]] == [*dreamt, *asked, anchor, *[anchor] * chat]
-    assert seen["dream_origins"] == ([0, 1, 1, 2, 2] if chat else [0, 1, 2])
+    assert [words.decode(ids) for ids in seen["read"]] == [*dreamt, turn.format("Is it late?"), anchor, anchor]
+    assert seen["dream_origins"] == [0, 1, 1, 2, 2]
     assert words.decode(model.config.relevance_close) == ("<|im_end|>\n<|im_start|>assistant\n" if chat else "")
 
 

@@ -88,8 +88,10 @@ def test_what_is_asked_ends_with_a_question_mark(
     assert texts(tokenizer, dresses(plain, tokenizer, kinds=("asked",)), "asked") == [
         HEAD + text + TAIL for text in wanted if text is not None
     ]
-    assert not dresses(pairs(plain_tokenizer, "{}", said), plain_tokenizer, kinds=("asked",))
     # What is asked so already is not asked again.
+    found = dresses(pairs(plain_tokenizer, "{}", said), plain_tokenizer, kinds=("asked",))
+    assert [dress.index for dress in found] == [0, 2, 5]
+    assert [plain_tokenizer.decode(dress.prompt_ids) for dress in found] == [wanted[n] for n in (0, 2, 5)]
     turn = Conversation([{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "yes"}], 0)
     assert not dresses([Renderer(tokenizer).render(turn, 1)], tokenizer, kinds=("asked",))
 

@@ -292,7 +292,7 @@ def test_a_model_without_a_template_has_no_chat_turns(
     rows = sets.task_rows(data_root)[1]
     made = features.fitted(model, plain_tokenizer, rows, 4, tmp_path)
     assert {"task-trained", "task-worded", "dreams-plain"} <= set(made)
-    assert not {"task-moved", "task-turned", "dreams-chat", "dreams-turned", "dreams-asked"} & set(made)
+    assert not {"task-moved", "task-turned", "dreams-chat", "dreams-turned"} & set(made)
     assert plain_tokenizer.decode(made["task-trained"][0].ids) == rows[0]["input"]
 
 

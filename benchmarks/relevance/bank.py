@@ -101,7 +101,7 @@ class Bank:
         return [
             name
             for place, (name, sets) in enumerate(found.items())
-            if all(sets) and sets not in list(found.values())[:place]
+            if all(sets) and sets[1] != [ASKED] and sets not in list(found.values())[:place]
         ]
 
     def poolings(self) -> list[str]:
@@ -132,7 +132,8 @@ class Bank:
         ]
         if ASKED in dreams:
             # As many of so many dreams as of all.
-            asked, whole = self.of("fit", ASKED, choice), sum(len(self.of("fit", name, choice)) for name in DREAMT)
+            asked = self.of("fit", ASKED, choice)
+            whole = sum(len(self.of("fit", name, choice)) for name in DREAMT if ("fit", name) in self._found)
             other.append(some(asked, round(len(asked) * choice.dreams / whole), choice.draw))
         return torch.cat(task), torch.cat(other)
 

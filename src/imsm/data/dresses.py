@@ -63,7 +63,7 @@ def dresses(
     shaped: another case, punctuation, line breaks or quotation marks; of prompts without a wording in common, of the whole.
     bare: the contents alone.
     framed: the contents in a form that says nothing of the task.
-    asked: the first line of a text that begins as questions do, as a user turn that ends as they do.
+    asked: the first line of a text that begins as questions do, ending as they do; as a user turn, if there is a chat template.
 
     A dress that cannot be had is left out, such as another form without a chat template, other words where prompts share
     none, or one that comes to a prompt that another of the same example is already. What comes of an example depends on
@@ -103,7 +103,9 @@ def dresses(
                 made = KINDS[kind](spoken, wording, rng)
                 if made is None or not any(c.isalnum() for c in made.text):
                     continue
-                if kind not in ("moved", "asked") and turns.user is not None:
+                if kind == "asked":
+                    made = replace(made, chat=turns.user is not None)
+                elif kind != "moved" and turns.user is not None:
                     made = replace(made, chat=rng.random() < 0.5)
                 new = turns.write(made) if turns.user is not None or not made.chat else []
                 if new and tuple(new) not in there:
@@ -158,7 +160,7 @@ def _asked(spoken: Spoken, wording: Wording, rng: random.Random) -> Spoken | Non
     first = re.match(r"\w+", line)
     if first is None or first[0].lower() not in ASKING:
         return None
-    return Spoken([{"role": "user", "content": line[0].upper() + line[1:] + "?"}], chat=True)
+    return replace(spoken, messages=[{"role": "user", "content": line[0].upper() + line[1:] + "?"}])
 
 
 KINDS: dict[str, Callable[[Spoken, Wording, random.Random], Spoken | None]] = {
