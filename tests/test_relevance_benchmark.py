@@ -437,7 +437,7 @@ def test_free_tasks_are_judged_as_training_would(
         sum(share for name, share in sent.items() if name != free.OWN) / (len(sent) - 1), abs=2e-3
     )
     kinds = {(found["task"], found["set"]) for found in content["anchors"]}
-    assert kinds == set(free_tasks.ANCHORS) and len(content["anchors"]) == 4 * len(kinds)
+    assert kinds == set(free_tasks.NEAR) and len(content["anchors"]) == 4 * len(kinds)
     for found in content["anchors"]:
         if not found["count"]:
             assert found["figures"][0] == pytest.approx(1 - content["sent"][found["task"]][free.OWN], abs=2e-3)

@@ -19,8 +19,7 @@ from benchmarks import machine
 from benchmarks.models import title
 from benchmarks.relevance.bank import DEPTHS, FEATURES, Choice, joined
 from benchmarks.relevance.features import Encoded, Reader, encode, questions, say
-from benchmarks.relevance.free_tasks import ANCHORS as NEAR
-from benchmarks.relevance.free_tasks import Exchange, FreeTask, free_tasks, other_sets
+from benchmarks.relevance.free_tasks import NEAR, Exchange, FreeTask, free_tasks, other_sets
 from benchmarks.relevance.line import Line
 from benchmarks.relevance.sets import conversation
 from imsm.data.dresses import dresses

@@ -26,7 +26,7 @@ UNLIKE_SHOP = ("travel", "kitchen_and_dining", "auto_and_commute", "work", "bank
 #: How many of its wordings each task of the shop's holds out; the quickstart's test asks in two more.
 SHOPS = {"shop": 1, "shop, two wordings": 2}
 #: A task, and a set that is none of it and so near that some of it is taken: a few of its prompts are given as anchors.
-ANCHORS = (
+NEAR = (
     ("shop", "near_shop"),
     ("travel", "clinc-auto_and_commute"),
     ("travel", "clinc-banking"),
