@@ -350,8 +350,8 @@ def poorer(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("held_out", [1, 2])
-def test_every_wording_of_the_shop_is_held_out_as_often_and_no_test_wording_is_read(held_out: int) -> None:
+@pytest.mark.parametrize(("held_out", "least"), [(1, 160), (2, 110)])
+def test_every_wording_of_the_shop_is_held_out_as_often_and_no_test_wording_is_read(held_out: int, least: int) -> None:
     shop = quickstart("shop")
 
     def wording(text: str) -> tuple[int, int]:
@@ -370,7 +370,7 @@ def test_every_wording_of_the_shop_is_held_out_as_often_and_no_test_wording_is_r
         assert {wording(text) for text in made.held_out} == set(itertools.product(range(len(shop.INTENTS)), unseen))
         assert {place for text, _ in made.fit for place in [wording(text)[1]]} == set(range(5)) - set(unseen)
         assert all(shop.INTENTS[wording(text)[0]].key[-1] in answer.lower() for text, answer in made.fit)
-        assert len({text for text, _ in made.fit}) == len(made.fit) >= 110
+        assert len({text for text, _ in made.fit}) == len(made.fit) >= least
 
 
 def test_free_tasks_are_judged_as_training_would(

@@ -63,6 +63,8 @@ ANCHORED = ("kept", "anchors", "alike", "others")
 Values = tuple[Any, ...]
 #: (N, d) features by pooling and depth.
 Features = dict[str, Tensor]
+#: Of a fold, the features of what a head is fitted to, by the number of prompts at most, and of the held-out prompts.
+FoldRows = tuple[dict[int, Features], Features]
 #: The share of each set that one head sends to the base.
 Sent = dict[str, float]
 
@@ -87,7 +89,8 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
     for found in others:
         ids = [encode(reader.tokenizer, prompt).ids for prompt in found.prompts]
         away[found.name] = loaded(reader, found.split, found.name, ids)
-    heads = {task.name: judged(reader, task, list(dreams.values()), away) for task in tasks}
+    parts = {task.name: folds(reader, task) for task in tasks}
+    heads = {task.name: judged(task, parts[task.name], list(dreams.values()), away) for task in tasks}
     content: dict[str, Any] = {
         "model": title(model_name),
         "layers": reader.numbers,
@@ -109,7 +112,7 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
         ],
         "sent": {name: mean_sent(made[tuple(DEFAULT.values())]) for name, made in heads.items()},
         "anchored": ANCHORED,
-        "anchors": anchored(reader, tasks, [made[True] for made in dreams.values()], away),
+        "anchors": anchored(tasks, parts, [made[True] for made in dreams.values()], away),
         "commit": machine.commit(),
         "versions": machine.versions(),
         "machine": machine.machine(),
@@ -128,18 +131,18 @@ def choices() -> Iterator[Values]:
 
 
 def judged(
-    reader: Reader, task: FreeTask, dreams: Sequence[dict[bool, Features]], away: dict[str, Features]
+    task: FreeTask, parts: Sequence[FoldRows], dreams: Sequence[dict[bool, Features]], away: dict[str, Features]
 ) -> dict[Values, list[Sent]]:
     """What the heads of every fold and of each seed's dreams do under every choice.
 
     Args:
-        reader: of the model.
         task: the task.
+        parts: of its folds, as `folds` gives them.
         dreams: the features of each seed's, and by True with those that ask as questions, too.
         away: those of the sets that are not a task, by name.
     """
     found: dict[Values, list[Sent]] = {choice: [] for choice in choices()}
-    for fit, held_out in folds(reader, task):
+    for fit, held_out in parts:
         sets = {OWN: held_out, **{name: away[name] for name in task.others}}
         for other, pooling, asked, penalty, prompts in itertools.product(dreams, *list(VARIED.values())[:-1]):
             line = Line(read(fit[prompts], pooling), read(other[asked], pooling), penalty)
@@ -148,7 +151,7 @@ def judged(
                 border = line.border(place)
                 sent = {name: float((own > border).double().mean()) for name, own in logits.items()}
                 found[pooling, asked, penalty, prompts, place].append(sent)
-    say(f"{task.name}: {len(found) * len(task.folds) * len(dreams)} heads and borders")
+    say(f"{task.name}: {len(found) * len(parts) * len(dreams)} heads and borders")
     return found
 
 
@@ -165,7 +168,10 @@ def mean_sent(heads: Sequence[Sent]) -> Sent:
 
 
 def anchored(
-    reader: Reader, tasks: Sequence[FreeTask], dreams: Sequence[Features], away: dict[str, Features]
+    tasks: Sequence[FreeTask],
+    parts: dict[str, list[FoldRows]],
+    dreams: Sequence[Features],
+    away: dict[str, Features],
 ) -> list[dict[str, Any]]:
     """What a few anchors do to the default heads, by task, set and number: seen once each, and as often as training does."""
     sets = {name: read(features, Choice.pooling) for name, features in away.items()}
@@ -174,7 +180,7 @@ def anchored(
         others = [sets[name] for name in task.others if name != near]
         made = [
             (read(fit[Choice.prompts], Choice.pooling), read(held_out, Choice.pooling))
-            for fit, held_out in folds(reader, task)
+            for fit, held_out in parts[task.name]
         ]
         for count, weighed in itertools.product(ANCHORS, (False, True)):
             anchors, alike = sets[near].split([count, len(sets[near]) - count])
@@ -195,8 +201,8 @@ def anchored(
 # -- features --------------------------------------------------------------------------------------------------------
 
 
-def folds(reader: Reader, task: FreeTask) -> list[tuple[dict[int, Features], Features]]:
-    """Of each fold, the features of what a head is fitted to, by the number of prompts at most, and of the held-out ones."""
+def folds(reader: Reader, task: FreeTask) -> list[FoldRows]:
+    """The features of every fold of a task."""
     fit = [{count: dressed(reader.tokenizer, fold.fit[:count]) for count in VARIED["prompts"]} for fold in task.folds]
     held_out = [[encode(reader.tokenizer, conversation(text)).ids for text in fold.held_out] for fold in task.folds]
     parts = [*(ids for made in fit for ids in made.values()), *held_out]
