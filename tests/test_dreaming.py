@@ -14,6 +14,7 @@ from zoo import tiny_siamese
 
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, TrainConfig, train
 from imsm.data import AnswerCollator, load_examples
+from imsm.data.dresses import FRAMES
 from imsm.gates import GATES
 from imsm.generation import answers
 from imsm.samples import Sample
@@ -127,7 +128,7 @@ def test_a_dream_that_asks_is_seen_with_a_question_mark_too(
     plain_tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a user turn, where there is a chat template; anchors stay as they are, and come to half of the dreams."""
+    """As a user turn, where there is a chat template; and half of the dreams in a form. Anchors stay as they are."""
     words = tokenizer if chat else plain_tokenizer
     turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n" if chat else "{}"
     dreamt, anchor = ["The sea is blue.", "is it late"], "What now"
@@ -143,8 +144,11 @@ def test_a_dream_that_asks_is_seen_with_a_question_mark_too(
     config = TrainConfig("m", "o", DataConfig("t"), progress=False)
     found = learn_from_dreams(config, model, words, examples, dreams)
     assert set(found) == {"false_recall", "dreams_kept"}
-    assert [words.decode(ids) for ids in seen["read"]] == [*dreamt, turn.format("Is it late?"), anchor, anchor]
-    assert seen["dream_origins"] == [0, 1, 1, 2, 2]
+    *read, framed = [words.decode(ids) for ids in seen["read"]]
+    assert read == [*dreamt, turn.format("Is it late?")] and seen["anchors"] == dreams.anchors
+    forms = [form.format(dreamt[0]) for form in FRAMES]
+    assert framed in [*forms, *map(turn.format, forms)]
+    assert seen["dream_origins"] == [0, 1, 1, 0]
     assert words.decode(model.config.relevance_close) == ("<|im_end|>\n<|im_start|>assistant\n" if chat else "")
 
 

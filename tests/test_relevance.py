@@ -284,6 +284,19 @@ def test_where_both_overlap_the_false_recalls_are_as_asked() -> None:
         assert float((head(task) > 0).float().mean()) == pytest.approx(asked, abs=0.011)
 
 
+def test_anchors_are_left_to_the_base_model_unless_they_lie_among_the_task() -> None:
+    task, other = clouds(6.0)
+    between = task[:12] + 0.55 * (other[:12] - task[:12])
+    others = torch.cat([other, between])
+    plain, drawn = fit_relevance(task, others).head, fit_relevance(task, others, None, None, between).head
+    assert not (plain(between) > 0).all() and (drawn(between) > 0).all()
+    assert torch.equal(plain.weight, drawn.weight) and float((drawn(task) < 0).float().mean()) > 0.98
+    # Those that are beyond do not move it, and those among the task's own move it to the task's end.
+    assert torch.equal(fit_relevance(task, others, None, None, other[:5]).head.bias, plain.bias)
+    among = fit_relevance(task, others, None, None, task[:5]).head
+    assert float((among(task) > 0).float().mean()) == pytest.approx(0.01, abs=0.003)
+
+
 def kinds(spread: float) -> tuple[Tensor, Tensor, Tensor]:
     """The task's queries are of ten kinds, each about a centre of its own; others, and the kind of each of the task's."""
     generator = torch.Generator().manual_seed(0)

@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from benchmarks.continual.sets import KINDS, drawn
 from benchmarks.forgetting.plan import read_plan
 from benchmarks.models import quickstart
 from benchmarks.relevance import ablation, bank, features, free, free_tasks, sets
@@ -30,7 +31,7 @@ from imsm.dreams import dream
 from imsm.errors import InputError
 from imsm.generation import prompt_ids
 from imsm.relevance import BORDER, fit_relevance
-from imsm.training.divergence import sampled_example
+from imsm.training.dreaming import FRAMED, dressed_dreams
 
 FILES = ["webq/test", "freebaseqa/test", "multirc/test", "cola/train", "cola/test", "mrpc/train", "mrpc/test"]
 
@@ -186,7 +187,7 @@ def test_features_are_kept_and_ablated(
     assert main(run) == 0 and len(computed) == 1  # the damaged one alone
     monkeypatch.setattr(ablation, "PENALTIES", (0.01, 0.3))
     monkeypatch.setattr(ablation, "DREAMS", (4, 200))
-    monkeypatch.setattr(ablation, "DRAWN", (("memory", "mean", 0.3, 2), ("memory", "mean, last, said", 0.3, 40)))
+    monkeypatch.setattr(ablation, "DRAWN", (("mean", 0.0, 0.3, 2), ("mean, last, said", FRAMED, 0.3, 40)))
     monkeypatch.setattr(ablation, "DEPTHS", {"memory": ("memory",), "all": features.LAYERS})
     assert main([*ablate, "--test"]) == 2 and "no features of the test sets" in capsys.readouterr().err
     assert main([*run, "--test"]) == 0 and main([*ablate, "--test"]) == 0
@@ -204,7 +205,7 @@ def test_features_are_kept_and_ablated(
     shares = dict(zip(content["sets"], whole["rules"][ablation.DEFAULT_RULE]["shares"], strict=True))
     base = [shares[name] for name, (wanted, _) in content["sets"].items() if wanted == "base" and name[:5] != "turns"]
     assert all_there["base"]["mean"] == pytest.approx(sum(base) / len(base), abs=1e-3)
-    assert "### Drawn anew, 6 times" in page and "| memory | mean, last, said | 0.3 | 40 | third |" in page
+    assert "### Drawn anew, 6 times" in page and "| mean, last, said | 0.5 | 0.3 | 40 | third |" in page
     best = max(content["choices"], key=lambda found: (found["rules"][ablation.DEFAULT_RULE]["right"], found["auc"]))
     assert all(best[key] == value for key, value in content["best"].items())
     assert "### Share sent to the base, test" in page and "| trained | 5 | task |" in page
@@ -244,7 +245,7 @@ def test_a_head_is_fitted_to_what_training_takes(tmp_path: Path) -> None:
     """Dreams in their shares, the turned ones on top, and the first of the prompts in other dresses."""
     index: list[dict[str, Any]] = []
     names = [f"task-{kind}" for kind in (*USUAL, "turned")] + [
-        f"dreams-{kind}" for kind in ("plain", "chat", "turned", "asked")
+        f"dreams-{kind}" for kind in ("plain", "chat", "turned", "asked", "framed")
     ]
     for number, name in enumerate(names):
         value = 1000 * number + torch.arange(300.0)[:, None]
@@ -265,11 +266,12 @@ def test_a_head_is_fitted_to_what_training_takes(tmp_path: Path) -> None:
     chosen = bank.Choice("usual")
     task, dreams = rows_of(chosen)
     assert task == {"task-trained": set(range(80)), **{f"task-{kind}": set(range(40)) for kind in USUAL[1:]}}
-    asked = {"dreams-asked": set(range(100))}  # of 600 dreams 300 ask
-    assert dreams == {"dreams-plain": set(range(120)), "dreams-chat": set(range(80)), **asked}
+    again = {"dreams-asked": set(range(100)), "dreams-framed": set(range(50))}  # of 600 dreams 300 ask
+    assert dreams == {"dreams-plain": set(range(120)), "dreams-chat": set(range(80)), **again}
+    assert "dreams-framed" not in rows_of(replace(chosen, framed=0.0))[1]
     task, dreams = rows_of(replace(chosen, dress="usual, turned", prompts=5, dressed=0.25, dreams=50))
     assert {name: len(rows) for name, rows in task.items()} == dict(zip(names[:5], (5, 2, 2, 2, 2), strict=True))
-    assert {name: len(rows) for name, rows in dreams.items()} == dict(zip(names[5:], (30, 20, 20, 25), strict=True))
+    assert {name: len(rows) for name, rows in dreams.items()} == dict(zip(names[5:], (30, 20, 20, 25, 12), strict=True))
     task, _ = rows_of(replace(chosen, draw=3))
     assert task["task-moved"] < task["task-trained"] != set(range(80))
     assert bank.dream_counts(["dreams-plain"], 200) == {"dreams-plain": 200}
@@ -312,12 +314,18 @@ def free_root(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (root / "clinc150" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(sets, "FIT", 6)
     monkeypatch.setattr(sets, "EACH", 10)
+    for file, start in ((file, start) for file, start in KINDS.values() if start):
+        (root / file).write_text("".join(json.dumps({"input": f"{start} text {i} of {file}"}) + "\n" for i in range(8)))
+    monkeypatch.setattr(free_tasks, "HELD_OUT", 4)
+    monkeypatch.setattr(free_tasks, "TEMPLATE_TEST", 2)
     return root
 
 
 def test_free_tasks_hold_out_what_heads_have_not_seen(free_root: Path) -> None:
     tasks = {task.name: task for task in free_tasks.free_tasks(free_root)}
-    assert list(tasks) == ["shop", "shop, two wordings", "travel", "kitchen_and_dining", "customers"]
+    shops = ["shop", "shop, two wordings"]
+    assert list(tasks) == [*shops, "travel", "kitchen_and_dining", "customers", *free_tasks.TEMPLATES]
+    assert [name for name, task in tasks.items() if not task.chat] == list(free_tasks.TEMPLATES)
     others = {found.name: found for found in free_tasks.other_sets(free_root)}
     for task in tasks.values():
         assert set(task.others) <= set(others) and len(set(task.others)) == len(task.others)
@@ -339,6 +347,11 @@ def test_free_tasks_hold_out_what_heads_have_not_seen(free_root: Path) -> None:
     (travel,) = tasks["travel"].folds
     assert kept and not kept & ({text for text, _ in travel.fit} | set(travel.held_out))
     assert set(dict(travel.fit).values()) <= {"intent 0", "intent 1", "intent 2"}
+    for name in free_tasks.TEMPLATES:
+        (fold,) = tasks[name].folds
+        trained, tests = drawn(name, free_root, free_tasks.TEMPLATE_RECORDS, free_tasks.TEMPLATE_TEST)
+        assert {text for text, _ in fold.fit} | set(fold.held_out) == {row["input"] for row in trained}
+        assert tests and len(fold.held_out) == 4
     with pytest.raises(InputError, match="must hold requests of all domains, but lacks .*travel"):
         free_tasks.free_tasks(poorer(free_root))
 
@@ -381,11 +394,11 @@ def test_free_tasks_are_judged_as_training_would(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(free, "DREAMS", 10)
-    monkeypatch.setattr(free, "ANCHORS", (0, 3))
+    monkeypatch.setattr(free, "WEIGHED", [(0, False), (3, False), (3, True)])
     monkeypatch.setattr(
         free,
         "VARIED",
-        {**free.VARIED, "penalty": (0.3,), "prompts": (5, 80), "border": (0.0, BORDER)},
+        {**free.VARIED, "framed": (0.0, FRAMED), "penalty": (0.3,), "prompts": (5, 80), "border": (0.0, BORDER)},
     )
     work, out = tmp_path / "work", tmp_path / "out"
     run = ["free", "--model", base_folder, "--data-root", str(free_root), "--work", str(work), "--out", str(out)]
@@ -396,7 +409,7 @@ def test_free_tasks_are_judged_as_training_would(
     path = out / f"{folder.name}-free.json"
     content = json.loads(path.read_text())
     assert path.stat().st_size < 12000 and len(list((work / "dreams").iterdir())) == 2
-    assert [content["dreams"], len(content["choices"])] == [{"0": 10, "3": 10}, 24]
+    assert [content["dreams"], len(content["choices"])] == [{"0": 10, "3": 10}, 16]
     assert content["tasks"]["customers"] == {"folds": 1, "fit": 10, "held_out": 4}
     for made in content["choices"]:
         for name in content["tasks"]:
@@ -406,7 +419,7 @@ def test_free_tasks_are_judged_as_training_would(
     # By another way: prompts read for this alone, and the head's own border.
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
-    customers = free_tasks.free_tasks(free_root)[-1]
+    customers = next(task for task in free_tasks.free_tasks(free_root) if task.name == "customers")
     renderer, (fold,) = Renderer(tokenizer), customers.folds
     examples = [renderer.render(Conversation(sets.conversation(*turn), 0), 1) for turn in fold.fit]
     task = [dress.prompt_ids for dress in dresses(examples, tokenizer, others=5)]
@@ -423,9 +436,7 @@ def test_free_tasks_are_judged_as_training_would(
     shares: list[list[float]] = []
     for seed in (0, 3):
         samples = dream(model, tokenizer, 10, seed, answers=False, folder=work / "dreams")
-        turns = [sampled_example(sample) for sample in samples]
-        others = [dress.prompt_ids for dress in dresses(turns, tokenizer, kinds=("trained", "asked"))]
-        assert len(others) > len(samples)
+        others = [dress.prompt_ids for dress in dressed_dreams(samples, tokenizer)]
         head = fit_relevance(queries(task), queries(others), penalty=0.3).head
         shares.append([float((head(rows) > 0).float().mean()) for rows in (unseen, away)])
     own, home = (sum(share) / 2 for share in zip(*shares, strict=True))
@@ -437,7 +448,7 @@ def test_free_tasks_are_judged_as_training_would(
         sum(share for name, share in sent.items() if name != free.OWN) / (len(sent) - 1), abs=2e-3
     )
     kinds = {(found["task"], found["set"]) for found in content["anchors"]}
-    assert kinds == set(free_tasks.NEAR) and len(content["anchors"]) == 4 * len(kinds)
+    assert kinds == set(free_tasks.NEAR) and len(content["anchors"]) == 3 * len(kinds)
     for found in content["anchors"]:
         if not found["count"]:
             assert found["figures"][0] == pytest.approx(1 - content["sent"][found["task"]][free.OWN], abs=2e-3)
@@ -446,8 +457,8 @@ def test_free_tasks_are_judged_as_training_would(
     assert min(kept, alike, away_share) >= 0 and anchors >= content["anchors"][-2]["figures"][1]
     assert f"| customers | near_domain-chat | 3 | yes | {kept:.3f} |" in page
     assert "customers: 10 to fit and 4 held out" in page and "Seeds of dreams: 0, 3." in page
-    assert "| pooling | asked | penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
-    assert f"| clinc-home | {len(away)} |  | " in page and "| mean, last, said | yes | 0.3 | 80 | 0.4 |" in page
+    assert "| pooling | framed | penalty | prompts | border | shop: kept | shop: worst | shop: sent |" in page
+    assert f"| clinc-home | {len(away)} |  | " in page and "| mean, last, said | 0.5 | 0.3 | 80 | 0.4 |" in page
 
     monkeypatch.setattr(features, "compute", lambda *given: pytest.fail("everything has been read"))
     assert main(run) == 0 and capsys.readouterr().out == page
@@ -459,16 +470,23 @@ def test_figures_of_heads() -> None:
     assert free.mean_sent(heads) == {free.OWN: 0.25, "a": 1.0, "b": 0.25}
 
 
-def test_free_writing_needs_a_chat_template(
+def test_without_a_chat_template_the_tasks_are_plain_texts(
     base_folder: str,
     plain_tokenizer: PreTrainedTokenizerBase,
     free_root: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "plain"
     AutoModelForCausalLM.from_pretrained(base_folder).save_pretrained(folder)
     plain_tokenizer.save_pretrained(folder)
+    monkeypatch.setattr(free, "DREAMS", 6)
+    monkeypatch.setattr(free, "VARIED", {name: (value,) for name, value in free.DEFAULT.items()})
     run = ["free", "--model", str(folder), "--data-root", str(free_root), "--work", str(tmp_path / "work")]
-    assert main([*run, "--out", str(tmp_path)]) == 2
-    assert "--model must have a chat template, for the tasks are user turns" in capsys.readouterr().err
+    assert main([*run, "--out", str(tmp_path), "--seeds", "0"]) == 0
+    content = json.loads((tmp_path / "plain-free.json").read_text())
+    assert list(content["tasks"]) == list(free_tasks.TEMPLATES) and not content["anchors"]
+    assert {"near_domain", "webq", "clinc"} <= set(content["sets"])
+    assert not any(name.endswith("-chat") or name == "near_shop" for name in content["sets"])
+    (choice,) = content["choices"]
+    assert all(0 <= choice[name][2] <= 1 for name in free_tasks.TEMPLATES)

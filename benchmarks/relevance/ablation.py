@@ -24,10 +24,12 @@ DREAMS = (40, 120, 160, 200, 270)
 #: Prompts of the task at most, and the share of them in other dresses.
 PROMPTS = (40, 80, 160)
 DRESSED = (0.25, 0.5, 1.0)
+#: Share of the dreams in a form.
+FRAMED = (0.0, 0.2, 0.5, 1.0)
 PENALTIES = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 #: How often a head is fitted anew to prompts and dreams drawn at random, and for which of the values above.
 DRAWS = 6
-DRAWN = tuple(itertools.product(("memory",), ("mean, last", "mean, last, said"), (0.05, 0.1, 0.2, 0.3), (80, 160)))
+DRAWN = tuple(itertools.product(("mean, last", "mean, last, said"), FRAMED, (0.1, 0.3, 1.0), (80, 160)))
 #: Where the border is drawn between the task's prompts, 0, and the dreams, 1.
 RULES = {
     "at the task": 0.0,
@@ -67,6 +69,7 @@ def ablate(folder: Path, out: Path, test: bool = False) -> dict[str, Any]:
         add([replace(centre, dress=dress) for dress in bank.dresses()])
         add([replace(centre, pooling=pooling, layers=layers) for pooling in bank.poolings() for layers in DEPTHS])
         add([replace(centre, dressed=share) for share in DRESSED])
+        add([replace(centre, framed=share) for share in FRAMED])
         add([replace(centre, dreams=dreams, penalty=penalty) for dreams in DREAMS for penalty in PENALTIES])
         shorter = [centre.dress, "usual, short dreams"]
         add([replace(centre, dress=d, dreams=n, prompts=p) for d in shorter for n in DREAMS[1:4] for p in PROMPTS])
@@ -142,8 +145,8 @@ def drawn(bank: Bank, default: Choice) -> list[dict[str, Any]]:
         side: [place for place, part in judged if part["wanted"] == side and not part["name"].startswith("turns-")]
         for side in ("task", "base")
     }
-    for layers, pooling, penalty, prompts in DRAWN:
-        values: dict[str, Any] = {"layers": layers, "pooling": pooling, "penalty": penalty, "prompts": prompts}
+    for pooling, framed, penalty, prompts in DRAWN:
+        values: dict[str, Any] = {"pooling": pooling, "framed": framed, "penalty": penalty, "prompts": prompts}
         choice = replace(default, **values)
         drawn_rules = [result(bank, replace(choice, draw=draw), "validation")["rules"] for draw in range(1, DRAWS + 1)]
         for name in DRAWN_RULES:

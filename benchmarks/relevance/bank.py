@@ -17,22 +17,22 @@ from benchmarks.relevance.features import INDEX, LAYERS
 from imsm.data.dresses import USUAL
 from imsm.dreams import SHARES
 from imsm.errors import InputError
-from imsm.training.dreaming import DRESSED
+from imsm.training.dreaming import DRESSED, FRAMED
 
-#: What the head is fitted to: the task in these dresses, and these dreams. `asked`: those that ask, as questions; `turned`:
-#: conversations that turn to either.
+#: What the head is fitted to: the task in these dresses, and these dreams. `asked`: those that ask, as questions; `framed`: in
+#: a form; `turned`: conversations that turn to either.
 DRESSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "trained, plain dreams": (("trained",), ("plain",)),
-    "trained, chat dreams": (("trained",), ("chat", "asked")),
-    "trained": (("trained",), ("plain", "chat", "asked")),
-    "moved": (("trained", "moved"), ("plain", "chat", "asked")),
-    "usual": (USUAL, ("plain", "chat", "asked")),
-    "usual, nothing asked": (USUAL, ("plain", "chat")),
+    "trained, chat dreams": (("trained",), ("chat", "asked", "framed")),
+    "trained": (("trained",), ("plain", "chat", "asked", "framed")),
+    "moved": (("trained", "moved"), ("plain", "chat", "asked", "framed")),
+    "usual": (USUAL, ("plain", "chat", "asked", "framed")),
+    "usual, nothing asked": (USUAL, ("plain", "chat", "framed")),
     "usual, short dreams": (USUAL, ("short-plain", "short-chat")),
-    "usual, bare": ((*USUAL, "bare"), ("plain", "chat", "asked")),
-    "usual, framed": ((*USUAL, "framed"), ("plain", "chat", "asked")),
-    "usual, turned": ((*USUAL, "turned"), ("plain", "chat", "asked", "turned")),
-    "all": ((*USUAL, "bare", "framed", "turned"), ("plain", "chat", "asked", "turned")),
+    "usual, bare": ((*USUAL, "bare"), ("plain", "chat", "asked", "framed")),
+    "usual, framed": ((*USUAL, "framed"), ("plain", "chat", "asked", "framed")),
+    "usual, turned": ((*USUAL, "turned"), ("plain", "chat", "asked", "framed", "turned")),
+    "all": ((*USUAL, "bare", "framed", "turned"), ("plain", "chat", "asked", "framed", "turned")),
 }
 FEATURES = {
     "mean": ("mean",),
@@ -45,8 +45,8 @@ FEATURES = {
 DEPTHS = {**{layer: (layer,) for layer in LAYERS}, "all": LAYERS}
 
 
-#: The set of those that ask, and the sets that they are of.
-ASKED, DREAMT = "dreams-asked", ("dreams-plain", "dreams-chat")
+#: The sets of those that ask and of those in a form, and the sets that they are of.
+ASKED, IN_FORMS, DREAMT = "dreams-asked", "dreams-framed", ("dreams-plain", "dreams-chat")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Choice:
     dress, pooling, layers: keys of `DRESSES`, `FEATURES` and `DEPTHS`.
     dreams, prompts: at most.
     dressed: share of the prompts, the first ones, in other dresses too.
+    framed: share of the dreams in a form, too.
     penalty: of the fit.
     draw: the seed by which dreams and prompts are drawn; 0 takes the first ones.
     """
@@ -66,6 +67,7 @@ class Choice:
     dreams: int = 200
     prompts: int = 80
     dressed: float = DRESSED
+    framed: float = FRAMED
     penalty: float = 0.3
     draw: int = 0
 
@@ -101,7 +103,7 @@ class Bank:
         return [
             name
             for place, (name, sets) in enumerate(found.items())
-            if all(sets) and sets[1] != [ASKED] and sets not in list(found.values())[:place]
+            if all(sets) and not set(sets[1]) <= {ASKED, IN_FORMS} and sets not in list(found.values())[:place]
         ]
 
     def poolings(self) -> list[str]:
@@ -128,13 +130,14 @@ class Bank:
         ]
         other = [
             some(self.of("fit", name, choice), count, choice.draw)
-            for name, count in dream_counts([name for name in dreams if name != ASKED], choice.dreams).items()
+            for name, count in dream_counts([n for n in dreams if n not in (ASKED, IN_FORMS)], choice.dreams).items()
         ]
-        if ASKED in dreams:
-            # As many of so many dreams as of all.
-            asked = self.of("fit", ASKED, choice)
-            whole = sum(len(self.of("fit", name, choice)) for name in DREAMT if ("fit", name) in self._found)
-            other.append(some(asked, round(len(asked) * choice.dreams / whole), choice.draw))
+        whole = sum(len(self.of("fit", name, choice)) for name in DREAMT if ("fit", name) in self._found)
+        for name, share in ((ASKED, 1.0), (IN_FORMS, choice.framed)):
+            if name in dreams:
+                # As many of so many dreams as of all.
+                again = self.of("fit", name, choice)
+                other.append(some(again, round(share * len(again) * choice.dreams / whole), choice.draw))
         return torch.cat(task), torch.cat(other)
 
 

@@ -33,7 +33,7 @@ from imsm.folders import write_text
 from imsm.generation import Prompt, padding_id, prompt_ids
 from imsm.samples import Sample
 from imsm.streams import HeadTap, nothing, output_head
-from imsm.training.dreaming import dressed_dreams
+from imsm.training.divergence import sampled_example
 
 LAYERS = ("third", "two_thirds", "memory")
 POOLINGS = ("mean", "last", "said")
@@ -125,8 +125,8 @@ def fitted(
     dreams: int,
     folder: Path,
 ) -> dict[str, list[Encoded]]:
-    """What heads are fitted to, by name: the task in every kind of dress, dreams of both kinds, and as questions, conversations
-    that turn.
+    """What heads are fitted to, by name: the task in every kind of dress, dreams of both kinds, as questions and in
+    forms, conversations that turn.
 
     Those that this tokenizer cannot have are left out.
     """
@@ -147,15 +147,19 @@ def fitted(
             for name, made in samples.items()
             for kind in ("plain", "chat")
         },
-        "dreams-asked": questions(samples[""], tokenizer),
+        **{f"dreams-{kind}": ids for kind, ids in dressed_again(samples[""], tokenizer).items()},
         "dreams-turned": to_dream,
     }
     return {name: [Encoded(ids) for ids in prompts] for name, prompts in found.items() if prompts}
 
 
-def questions(dreams: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Those dreams that ask, as training shows them to the head a second time."""
-    return [dress.prompt_ids for dress in dressed_dreams(dreams, tokenizer) if dress.kind == "asked"]
+def dressed_again(dreams: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+    """The dreams that training shows to the head a second time, by kind: those that ask, and all of them in a form."""
+    examples = [sampled_example(sample) for sample in dreams]
+    return {
+        kind: [dress.prompt_ids for dress in dresses(examples, tokenizer, kinds=(kind,))]
+        for kind in ("asked", "framed")
+    }
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, last_turn: bool = False) -> Encoded:

@@ -1,4 +1,4 @@
-"""What is read and dreamt, penalty, border and number of prompts do to heads of tasks whose prompts have no wording in common."""
+"""What is read and dreamt, penalty, border and number of prompts do to heads of tasks in free writing and in other templates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,30 +19,30 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks import machine
 from benchmarks.models import title
 from benchmarks.relevance.bank import DEPTHS, FEATURES, Choice, joined
-from benchmarks.relevance.features import Encoded, Reader, encode, questions, say
+from benchmarks.relevance.features import Encoded, Reader, dressed_again, encode, say
 from benchmarks.relevance.free_tasks import NEAR, Exchange, FreeTask, free_tasks, other_sets
 from benchmarks.relevance.line import Line
 from benchmarks.relevance.sets import conversation
 from imsm.data.dresses import dresses
-from imsm.data.formats import Conversation
+from imsm.data.formats import Conversation, Pair
 from imsm.data.rendering import Renderer
 from imsm.dreams import dream
-from imsm.errors import InputError
 from imsm.folders import write_text
 from imsm.relevance import BORDER
-from imsm.training.dreaming import DRESSED, anchor_times
+from imsm.training.border import anchor_times
+from imsm.training.dreaming import DRESSED, FRAMED
 
 #: What is varied, and what training does.
 VARIED: dict[str, tuple[Any, ...]] = {
-    "pooling": ("mean, last", "mean, said", "mean, last, said"),
-    "asked": (False, True),
-    "penalty": (0.1, 0.2, 0.3),
-    "prompts": (40, 80, 160),
+    "pooling": ("mean, last", "mean, last, said"),
+    "framed": (0.0, 0.2, FRAMED, 1.0),
+    "penalty": (0.1, 0.3, 1.0),
+    "prompts": (80, 160),
     "border": (0.25, 1 / 3, BORDER, 0.5),
 }
 DEFAULT = {
     "pooling": Choice.pooling,
-    "asked": True,
+    "framed": Choice.framed,
     "penalty": Choice.penalty,
     "prompts": Choice.prompts,
     "border": BORDER,
@@ -55,6 +56,8 @@ FIGURES = ("kept", "worst", "sent")
 
 #: How many prompts of a set are given as anchors.
 ANCHORS = (0, 5, 20)
+#: And whether they count as in training or as a dream each; none count the same either way.
+WEIGHED = [(count, weighed) for count in ANCHORS for weighed in (False, True) if count or not weighed]
 #: What is told of heads with anchors: the mean shares of the task's held-out prompts that stay with the adapter, of the
 #: anchors, of the rest of their set and of all other sets that are sent to the base.
 ANCHORED = ("kept", "anchors", "alike", "others")
@@ -72,19 +75,28 @@ Sent = dict[str, float]
 def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out: Path) -> dict[str, Any]:
     """Fits a head for every task, fold, seed of dreams and choice, writes `out/MODEL-free.json`, and gives its content.
 
+    A model without a chat template has the tasks that are plain texts.
+
     Raises:
-        InputError: the model or the data root is not there or lacks a file, or the model has no chat template.
+        InputError: the model or the data root is not there or lacks a file.
     """
     tasks, others = free_tasks(data_root), list(other_sets(data_root))
     reader = Reader(model_name, work)
     if not reader.tokenizer.chat_template:
-        raise InputError(f"--model must have a chat template, for the tasks are user turns; {model_name} has none")
-    dreams = {}
+        others = [found for found in others if isinstance(found.prompts[0], str)]
+        there = {found.name for found in others}
+        tasks = [replace(t, others=tuple(n for n in t.others if n in there)) for t in tasks if not t.chat]
+    dreams, counts = {}, {}
     for seed in seeds:
         samples = dream(reader.model, reader.tokenizer, DREAMS, seed, answers=False, folder=work / "dreams")
-        prompts = [sample.prompt_ids for sample in samples] + questions(samples, reader.tokenizer)
-        rows = loaded(reader, "free", f"dreams-{seed}", prompts)
-        dreams[seed] = {False: {name: values[: len(samples)] for name, values in rows.items()}, True: rows}
+        counts[seed] = len(samples)
+        again = dressed_again(samples, reader.tokenizer)
+        prompts = [sample.prompt_ids for sample in samples] + again["asked"]
+        rows = loaded(reader, "free", f"dreams-{seed}", prompts + again["framed"])
+        dreams[seed] = {
+            share: {name: values[: len(prompts) + round(share * len(again["framed"]))] for name, values in rows.items()}
+            for share in VARIED["framed"]
+        }
     away = {}
     for found in others:
         ids = [encode(reader.tokenizer, prompt).ids for prompt in found.prompts]
@@ -94,7 +106,7 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
     content: dict[str, Any] = {
         "model": title(model_name),
         "layers": reader.numbers,
-        "dreams": {seed: len(rows[False]["mean.memory"]) for seed, rows in dreams.items()},
+        "dreams": counts,
         "tasks": {
             task.name: {
                 "folds": len(task.folds),
@@ -112,7 +124,7 @@ def run(model_name: str, data_root: Path, work: Path, seeds: Sequence[int], out:
         ],
         "sent": {name: mean_sent(made[tuple(DEFAULT.values())]) for name, made in heads.items()},
         "anchored": ANCHORED,
-        "anchors": anchored(tasks, parts, [made[True] for made in dreams.values()], away),
+        "anchors": anchored(tasks, parts, [made[DEFAULT["framed"]] for made in dreams.values()], away),
         "commit": machine.commit(),
         "versions": machine.versions(),
         "machine": machine.machine(),
@@ -131,26 +143,26 @@ def choices() -> Iterator[Values]:
 
 
 def judged(
-    task: FreeTask, parts: Sequence[FoldRows], dreams: Sequence[dict[bool, Features]], away: dict[str, Features]
+    task: FreeTask, parts: Sequence[FoldRows], dreams: Sequence[dict[float, Features]], away: dict[str, Features]
 ) -> dict[Values, list[Sent]]:
     """What the heads of every fold and of each seed's dreams do under every choice.
 
     Args:
         task: the task.
         parts: of its folds, as `folds` gives them.
-        dreams: the features of each seed's, and by True with those that ask as questions, too.
+        dreams: the features of each seed's by the share of them that is in forms, too.
         away: those of the sets that are not a task, by name.
     """
     found: dict[Values, list[Sent]] = {choice: [] for choice in choices()}
     for fit, held_out in parts:
         sets = {OWN: held_out, **{name: away[name] for name in task.others}}
-        for other, pooling, asked, penalty, prompts in itertools.product(dreams, *list(VARIED.values())[:-1]):
-            line = Line(read(fit[prompts], pooling), read(other[asked], pooling), penalty)
+        for other, pooling, framed, penalty, prompts in itertools.product(dreams, *list(VARIED.values())[:-1]):
+            line = Line(read(fit[prompts], pooling), read(other[framed], pooling), penalty)
             logits = {name: line.logits(read(features, pooling)) for name, features in sets.items()}
             for place in VARIED["border"]:
                 border = line.border(place)
                 sent = {name: float((own > border).double().mean()) for name, own in logits.items()}
-                found[pooling, asked, penalty, prompts, place].append(sent)
+                found[pooling, framed, penalty, prompts, place].append(sent)
     say(f"{task.name}: {len(found) * len(parts) * len(dreams)} heads and borders")
     return found
 
@@ -173,7 +185,7 @@ def anchored(
     dreams: Sequence[Features],
     away: dict[str, Features],
 ) -> list[dict[str, Any]]:
-    """What a few anchors do to the default heads, by task, set and number: seen once each, and as often as training does."""
+    """What a few anchors do to the default heads, by task, set and number: as a dream each, and as in training."""
     sets = {name: read(features, Choice.pooling) for name, features in away.items()}
     found = []
     for task, near in ((task, near) for task in tasks for name, near in NEAR if name == task.name):
@@ -182,14 +194,15 @@ def anchored(
             (read(fit[Choice.prompts], Choice.pooling), read(held_out, Choice.pooling))
             for fit, held_out in parts[task.name]
         ]
-        for count, weighed in itertools.product(ANCHORS, (False, True)):
+        for count, weighed in WEIGHED:
             anchors, alike = sets[near].split([count, len(sets[near]) - count])
             shares = []
             for dreamt, (fit, held_out) in itertools.product((read(rows, Choice.pooling) for rows in dreams), made):
                 times = anchor_times(count, len(dreamt)) if weighed else 1
                 line = Line(fit, torch.cat([dreamt, anchors.repeat(times, 1)]), Choice.penalty)
+                border = line.border(line.nearer(anchors) if weighed else BORDER)
                 sent = [
-                    float((line.logits(rows) > line.border(BORDER)).double().mean()) if len(rows) else 1.0
+                    float((line.logits(rows) > border).double().mean()) if len(rows) else 1.0
                     for rows in (held_out, anchors, alike, *others)
                 ]
                 shares.append((1 - sent[0], sent[1], sent[2], fmean(sent[3:])))
@@ -203,8 +216,14 @@ def anchored(
 
 def folds(reader: Reader, task: FreeTask) -> list[FoldRows]:
     """The features of every fold of a task."""
-    fit = [{count: dressed(reader.tokenizer, fold.fit[:count]) for count in VARIED["prompts"]} for fold in task.folds]
-    held_out = [[encode(reader.tokenizer, conversation(text)).ids for text in fold.held_out] for fold in task.folds]
+    fit = [
+        {count: fitted_to(reader.tokenizer, fold.fit[:count], task.chat) for count in VARIED["prompts"]}
+        for fold in task.folds
+    ]
+    held_out = [
+        [encode(reader.tokenizer, conversation(text) if task.chat else text).ids for text in fold.held_out]
+        for fold in task.folds
+    ]
     parts = [*(ids for made in fit for ids in made.values()), *held_out]
     # Most prompts are those of several folds.
     place = {key: row for row, key in enumerate(dict.fromkeys(tuple(ids) for part in parts for ids in part))}
@@ -220,11 +239,12 @@ def folds(reader: Reader, task: FreeTask) -> list[FoldRows]:
     ]
 
 
-def dressed(tokenizer: PreTrainedTokenizerBase, exchanges: Sequence[Exchange]) -> list[list[int]]:
+def fitted_to(tokenizer: PreTrainedTokenizerBase, exchanges: Sequence[Exchange], chat: bool) -> list[list[int]]:
     """The prompts in the dresses that training makes."""
     renderer = Renderer(tokenizer)
     examples = [
-        renderer.render(Conversation(conversation(*exchange), 0), line) for line, exchange in enumerate(exchanges, 1)
+        renderer.render(Conversation(conversation(*exchange), 0) if chat else Pair(*exchange), line)
+        for line, exchange in enumerate(exchanges, 1)
     ]
     made = dresses(examples, tokenizer, others=math.ceil(DRESSED * len(examples)))
     return [dress.prompt_ids for dress in made if dress.prompt_ids]

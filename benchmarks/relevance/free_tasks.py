@@ -1,4 +1,4 @@
-"""Tasks whose prompts have no instruction and no wording in common: what people write who write as they like."""
+"""Further tasks than the template of `ablate`: what people write who write as they like, with no wording in common, and other templates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.continual.sets import drawn
 from benchmarks.models import quickstart
 from benchmarks.relevance.sets import EACH, SETS, PromptSet, divided, other_requests, prompt_sets, read, shuffled, turns
 from imsm.errors import InputError
@@ -18,6 +19,8 @@ COMMON = (
     *("near_domain-chat", "everyday-chat", "webq-chat", "everyday", "webq", "freebaseqa"),
     *("multirc", "cola", "mrpc", "gsm8k", "wiki"),
 )
+#: What is none of the templates either.
+FORMS = ("near_domain", "clinc", "clinc-chat")
 #: CLINC150's domains that are tasks here, and those that are too near to one to say whose their requests are.
 DOMAINS = {"travel": ("auto_and_commute",), "kitchen_and_dining": ()}
 BANKING = ("banking", "credit_cards")
@@ -39,6 +42,14 @@ FILLINGS = 6
 #: Customers of the bank, and records of a task that are held out, at most.
 CUSTOMERS, HELD_OUT = 220, 60
 
+#: Templates of `benchmarks.continual`, and the sets that are too near to each to say whose their texts are.
+TEMPLATES = {
+    "everyday": ("clinc", "clinc-chat"),
+    "desks": ("clinc", "clinc-chat"),
+    "kinds": ("wiki", "cola", "mrpc", "gsm8k", "freebaseqa"),
+}
+#: Of a template, the records that `benchmarks.continual` trains on and those of its test, of which none is read here.
+TEMPLATE_RECORDS, TEMPLATE_TEST = 800, 100
 #: What a user says, and the answer.
 Exchange = tuple[str, str]
 
@@ -53,16 +64,18 @@ class Fold:
 
 @dataclass(frozen=True)
 class FreeTask:
-    """A task of user turns.
+    """A task.
 
     name: unique.
     folds: with a head each.
     others: names of the sets that are not the task, of `other_sets`.
+    chat: its prompts are user turns; otherwise plain texts.
     """
 
     name: str
     folds: tuple[Fold, ...]
     others: tuple[str, ...]
+    chat: bool = True
 
 
 def free_tasks(data_root: Path) -> list[FreeTask]:
@@ -86,7 +99,17 @@ def free_tasks(data_root: Path) -> list[FreeTask]:
     for domain, near in DOMAINS.items():
         made.append(FreeTask(domain, (last_held_out(requests[domain], "intent"),), others(domain, *near)))
     customers = divided(data_root)[2][:CUSTOMERS]
-    return [*made, FreeTask("customers", (last_held_out(customers, "output"),), others(*BANKING))]
+    made.append(FreeTask("customers", (last_held_out(customers, "output"),), others(*BANKING)))
+    return [*made, *templates(data_root)]
+
+
+def templates(data_root: Path) -> Iterator[FreeTask]:
+    """Tasks of one template each."""
+    for name, near in TEMPLATES.items():
+        rows, _ = drawn(name, data_root, TEMPLATE_RECORDS, TEMPLATE_TEST)
+        fit = tuple((row["input"], row["output"]) for row in rows[:-HELD_OUT])
+        fold = Fold(fit, tuple(row["input"] for row in rows[-HELD_OUT:]))
+        yield FreeTask(name, (fold,), tuple(part for part in (*COMMON, *FORMS) if part not in near), chat=False)
 
 
 def other_sets(data_root: Path) -> Iterator[PromptSet]:
@@ -95,7 +118,7 @@ def other_sets(data_root: Path) -> Iterator[PromptSet]:
     Raises:
         InputError: the data root lacks a file.
     """
-    yield from (found for found in prompt_sets(data_root) if found.name in COMMON)
+    yield from (found for found in prompt_sets(data_root) if found.name in (*COMMON, *FORMS))
     yield PromptSet("near_shop", "validation", "base", turns([row["text"] for row in read(SETS / "near_shop.jsonl")]))
     for domain, rows in requests_by_domain(data_root).items():
         yield PromptSet(f"clinc-{domain}", "validation", "base", turns([row["text"] for row in rows][:EACH]))

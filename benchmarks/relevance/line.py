@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imsm.relevance import STRAY_DREAMS, fit_relevance
+from imsm.relevance import STRAY_DREAMS, border_place, fit_relevance
 
 #: Share of the task's prompts that may be left to the base model.
 FALSE_RECALL = 0.01
@@ -29,6 +29,10 @@ class Line:
     def logits(self, features: Tensor) -> Tensor:
         """(N,) float64 of features (N, F)."""
         return self.head(features)[:, 0].double()
+
+    def nearer(self, anchors: Tensor) -> float:
+        """Where training draws the border for anchors, (A, F)."""
+        return border_place((self.logits(anchors) - self._least) / self._gap.clamp(min=1e-6))
 
     def border(self, place: float) -> float:
         """The logit above which prompts go to the base, for a border that lies there between the task, 0, and the dreams, 1."""

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.relevance.ablation import DEFAULT_RULE, DRAWS
 
 #: What tells one choice from another.
-KEYS = ("dress", "pooling", "layers", "dreams", "prompts", "dressed", "penalty")
+KEYS = ("dress", "pooling", "layers", "dreams", "prompts", "dressed", "framed", "penalty")
 
 
 def text(content: dict[str, Any]) -> str:
@@ -39,7 +39,7 @@ def words(choice: dict[str, Any]) -> str:
     """A choice in a line."""
     return (
         f"fitted to {choice['dress']}; {choice['pooling']} of {choice['layers']}; {choice['dreams']} dreams; "
-        f"{choice['prompts']} prompts, {choice['dressed']:g} of them in other dresses; "
+        f"{choice['prompts']} prompts, {choice['dressed']:g} of them in other dresses; {choice['framed']:g} of the dreams in forms; "
         f"penalty {choice['penalty']:g}"
     )
 
@@ -58,7 +58,7 @@ def shares(sets: dict[str, Any], found: list[dict[str, Any]]) -> str:
 
 def draws(found: list[dict[str, Any]]) -> str:
     """A row for each of the values drawn for: mean share right ± its deviation, and that of the worst set."""
-    keys = ("layers", "pooling", "penalty", "prompts", "border")
+    keys = ("pooling", "framed", "penalty", "prompts", "border")
     lines = [[*keys, "task", "worst", "base", "worst"], ["---"] * (len(keys) + 4)]
     for made in found:
         own = [str(made[key]) for key in keys]

@@ -24,6 +24,8 @@ FIT_STEPS = 200
 FOLDS = 10
 #: How far on the way from the task's queries, 0, to the others, 1, the border lies.
 BORDER = 2 / 5
+#: How far on the way to the nearest anchor it lies at most.
+ANCHORS_LEFT = 9 / 10
 
 
 class RelevanceHead(nn.Module):
@@ -87,6 +89,7 @@ def fit_relevance(
     other: Tensor,
     alike: Tensor | None = None,
     others_alike: Tensor | None = None,
+    anchors: Tensor | None = None,
     *,
     penalty: float = 0.3,
     false_recall: float = 0.01,
@@ -96,13 +99,14 @@ def fit_relevance(
 
     Logistic regression on standardised features, both classes of the same weight. The border lies `BORDER` of the way
     from the task's logits, all but `false_recall` of which are below that end, to those of the others. Where the two
-    kinds overlap it is the task's end. What is to be expected of queries of other kinds is asked of the queries
+    kinds overlap it is the task's end. Anchors draw it nearer: before the first of them, or to the task's end. What is to be expected of queries of other kinds is asked of the queries
     themselves: they are divided into `folds` groups of alike ones, each of which is judged by a head fitted to the rest.
 
     Args:
         task: (N, F), frozen pooled queries of the task.
         other: (M, F), of what is not the task.
         alike, others_alike: (N,) and (M,) int64, the group of each query of either kind; found by `clusters` unless given.
+        anchors: (A, F), those of the others that must be left to the base model.
         penalty: of the squared weights.
         false_recall: share of the task's queries that may be left to the base model.
         folds: groups; with fewer than two, what is expected is how the queries lie that the head is fitted to.
@@ -115,6 +119,7 @@ def fit_relevance(
     if not 0 <= false_recall <= 1:
         raise InputError(f"false_recall must be a number from 0 to 1, got {false_recall!r}")
     line = _Line(task, other, penalty, false_recall)
+    place = border_place(line.position(other[:0] if anchors is None else anchors))
     own, others = line.position(task), line.position(other)
     if folds > 1:
         groups = [
@@ -128,8 +133,13 @@ def fit_relevance(
         # Of any length before: the nearest of the two ends is one nat away, so that the dial has a natural unit.
         unit = (line.gap * BORDER).clamp(min=1e-3) if line.gap > 0 else torch.ones(())
         head.weight.copy_(line.weight / unit)
-        head.bias.copy_((line.bias - line.least - BORDER * line.gap.clamp(min=0)) / unit)
-    return Fitted(head, float((own > BORDER).double().mean()), float((others > BORDER).double().mean()))
+        head.bias.copy_((line.bias - line.least - place * line.gap.clamp(min=0)) / unit)
+    return Fitted(head, float((own > place).double().mean()), float((others > place).double().mean()))
+
+
+def border_place(anchors: Tensor) -> float:
+    """How far on the way from the task's queries the border lies, for anchors that lie there, (A,): `BORDER` at most."""
+    return min([BORDER, *(ANCHORS_LEFT * anchors.clamp(min=0)).tolist()])
 
 
 class _Line:

@@ -17,6 +17,8 @@ from imsm.routing import negatives
 from imsm.turns import last_turn
 
 Report = Callable[[int, int], None]
+#: How much anchors count beside all that is dreamt, at least, however few they are.
+ANCHORED = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def fit_border(
     *,
     origins: Sequence[int] | None = None,
     dream_origins: Sequence[int] | None = None,
+    anchors: Sequence[Sequence[int]] = (),
     opener: Sequence[int] = (),
     closer: Sequence[int] = (),
     false_recall: float = 0.01,
@@ -48,7 +51,8 @@ def fit_border(
 ) -> Border:
     """Gives the model's active task a relevance head and a store of its queries.
 
-    What other tasks have stored counts as not this one's, beside the dreams, and all of it as much as they do at most.
+    What other tasks have stored counts as not this one's, beside the dreams, and all of it as much as they do at most; anchors
+    count `ANCHORED` as much, however few they are.
 
     Args:
         model: the siamese model; only its frozen stream is run.
@@ -56,6 +60,7 @@ def fit_border(
         dreams: prompts that are not the task's.
         origins: the example that each of `prompts` is a dress of; none is another's unless given.
         dream_origins: likewise, the dream that each of `dreams` is a dress of.
+        anchors: further prompts that are not the task's, which must be left to the base model.
         opener: tokens that open a user's turn; of several turns the head reads the last alone.
         closer: tokens that close one and open the answer; the head reads the token before them, too.
         false_recall: share of the task's prompts that may be left to the base model.
@@ -65,21 +70,34 @@ def fit_border(
     Raises:
         InputError: there are no prompts of either kind.
     """
-    read = [last_turn(ids, opener) for ids in (*prompts, *dreams)]
-    own, other = frozen_queries(model, read, closer, bf16, report).split([len(prompts), len(dreams)])
+    read = [last_turn(ids, opener) for ids in (*prompts, *dreams, *anchors)]
+    counts = [len(prompts), len(dreams), len(anchors)]
+    own, other, kept = frozen_queries(model, read, closer, bf16, report).split(counts)
     alike = None if origins is None else _alike(own, origins)
     others_alike = None if dream_origins is None else _alike(other, dream_origins)
+    if len(kept):
+        times = anchor_times(len(kept), len(other))
+        other = torch.cat([other, kept.repeat(times, 1)])
+        others_alike = None if others_alike is None else torch.cat([others_alike, clusters(kept, FOLDS).repeat(times)])
     rivals = negatives(model.others, len(other))
     if rivals is not None:
         other = torch.cat([other, rivals])
         others_alike = None if others_alike is None else torch.cat([others_alike, clusters(rivals, FOLDS)])
-    fitted = fit_relevance(own, other, alike, others_alike, false_recall=false_recall)
+    fitted = fit_relevance(own, other, alike, others_alike, kept, false_recall=false_recall)
     left = None
     if rivals is not None:
         left = float((fitted.head(torch.cat(model.others).float()) > 0).float().mean())
     model.set_relevance(fitted.head, opener, closer)
     model.set_queries(own)
     return Border(fitted.false_recall, fitted.others_left, left)
+
+
+def anchor_times(anchors: int, others: int) -> int:
+    """How often a head sees each of so many anchors beside so many others: until they come to `ANCHORED` of these, or once.
+
+    They are asked for by name, and a few among hundreds would be given up for the task's sake.
+    """
+    return max(1, round(ANCHORED * others / max(1, anchors)))
 
 
 def _alike(queries: Tensor, origins: Sequence[int]) -> Tensor:

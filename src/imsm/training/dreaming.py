@@ -26,8 +26,8 @@ from imsm.training.refit import constants, fit_gate
 GATE_EXAMPLES = 1024
 #: Share of the task's prompts that the head sees in other dresses too.
 DRESSED = 1 / 2
-#: How much anchors count beside all that is dreamt, at least, however few they are.
-ANCHORED = 1 / 2
+#: Share of the dreams that the head sees in forms that say nothing of any task, too.
+FRAMED = 1 / 2
 
 
 @dataclass
@@ -73,19 +73,14 @@ def refits(config: TrainConfig) -> bool:
 
 
 def dressed_dreams(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[Dress]:
-    """What a head sees of dreams: each as it is, and those that ask as questions, too.
+    """What a head sees of dreams: each as it is, those that ask as questions, too, and `FRAMED` of them, the first, in a form.
 
-    Few dreams end as a question does, and a task's prompts may: the mark alone must not make a prompt the task's.
+    Few dreams end as a question does, and none has a heading before its text and a space to fill in behind it. A task's
+    prompts may: neither the mark nor the form alone must make a prompt the task's.
     """
-    return dresses([sampled_example(sample) for sample in samples], tokenizer, kinds=("trained", "asked"))
-
-
-def anchor_times(anchors: int, others: int) -> int:
-    """How often a head sees each of so many anchors beside so many others: until they come to `ANCHORED` of these, or once.
-
-    They are asked for by name, and a few among hundreds would be given up for the task's sake.
-    """
-    return max(1, round(ANCHORED * others / max(1, anchors)))
+    examples = [sampled_example(sample) for sample in samples]
+    framed = dresses(examples, tokenizer, kinds=("framed",), others=round(FRAMED * len(examples)))
+    return [*dresses(examples, tokenizer, kinds=("trained", "asked")), *framed]
 
 
 def learn_from_dreams(
@@ -122,14 +117,13 @@ def learn_from_dreams(
     if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
     others = dressed_dreams(dreams.samples, tokenizer)
-    anchors = [Dress(ids, "trained", len(dreams.samples) + place) for place, ids in enumerate(dreams.anchors)]
-    others += anchors * anchor_times(len(anchors), len(others))
     border = fit_border(
         model,
         [dress.prompt_ids for dress in found_dresses],
         [dress.prompt_ids for dress in others],
         origins=[dress.index for dress in found_dresses],
         dream_origins=[dress.index for dress in others],
+        anchors=dreams.anchors,
         opener=turn_opener(tokenizer),
         closer=turn_closer(tokenizer),
         false_recall=settings.false_recall,
