@@ -1,6 +1,6 @@
 """`python -m benchmarks.relevance features` computes what a relevance head sees of prompts of all kinds; `ablate` fits heads.
 
-`free` does both for tasks whose prompts have no wording in common.
+`free` does both for tasks whose prompts have no wording in common, and for other templates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     features = verbs.add_parser("features", help="compute the frozen model's features that are not there yet")
     features.add_argument("--dreams", type=int, default=360, help="prompts that the model makes up (default: 360)")
     ablate = verbs.add_parser("ablate", help="fit heads to the features, and print and keep where they send prompts")
-    free = verbs.add_parser("free", help="the same for tasks of user turns that people wrote as they liked")
+    free = verbs.add_parser("free", help="both for tasks that people wrote as they liked, and for other templates")
     free.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the dreams (default: 0 1 2)")
     for verb in (features, free):
         verb.add_argument("--data-root", type=Path, required=True, help="folder with the data sets' files")

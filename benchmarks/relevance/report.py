@@ -78,7 +78,7 @@ def choices(content: dict[str, Any]) -> str:
     return rows(lines)
 
 
-# -- tasks of free writing -------------------------------------------------------------------------------------------
+# -- further tasks ---------------------------------------------------------------------------------------------------
 
 
 def free_text(content: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def free_text(content: dict[str, Any]) -> str:
         sent.append([name, count, *("" if share is None else f"{share:.2f}" for share in own)])
     return "\n".join(
         [
-            f"## {content['model']}, free writing\n",
+            f"## {content['model']}, free writing and other templates\n",
             f"{'; '.join(counted)}. Seeds of dreams: {', '.join(map(str, content['dreams']))}.\n",
             "### Share of held-out prompts kept (mean and worst of all heads), mean share of other sets sent to the base\n",
             rows(lines),
