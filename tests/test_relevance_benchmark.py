@@ -317,7 +317,8 @@ def free_root(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for file, start in ((file, start) for file, start in KINDS.values() if start):
         (root / file).write_text("".join(json.dumps({"input": f"{start} text {i} of {file}"}) + "\n" for i in range(8)))
     monkeypatch.setattr(free_tasks, "HELD_OUT", 4)
-    monkeypatch.setattr(free_tasks, "TEMPLATE_TEST", 2)
+    plan = replace(free_tasks.read_plan(), test_records=2)
+    monkeypatch.setattr(free_tasks, "read_plan", lambda: plan)
     return root
 
 
@@ -347,9 +348,10 @@ def test_free_tasks_hold_out_what_heads_have_not_seen(free_root: Path) -> None:
     (travel,) = tasks["travel"].folds
     assert kept and not kept & ({text for text, _ in travel.fit} | set(travel.held_out))
     assert set(dict(travel.fit).values()) <= {"intent 0", "intent 1", "intent 2"}
+    plan = free_tasks.read_plan()
     for name in free_tasks.TEMPLATES:
         (fold,) = tasks[name].folds
-        trained, tests = drawn(name, free_root, free_tasks.TEMPLATE_RECORDS, free_tasks.TEMPLATE_TEST)
+        trained, tests = drawn(name, free_root, plan.training_records, plan.test_records)
         assert {text for text, _ in fold.fit} | set(fold.held_out) == {row["input"] for row in trained}
         assert tests and len(fold.held_out) == 4
     with pytest.raises(InputError, match="must hold requests of all domains, but lacks .*travel"):

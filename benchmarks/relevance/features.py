@@ -155,11 +155,9 @@ def fitted(
 
 def dressed_again(dreams: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
     """The dreams that training shows to the head a second time, by kind: those that ask, and all of them in a form."""
-    examples = [sampled_example(sample) for sample in dreams]
-    return {
-        kind: [dress.prompt_ids for dress in dresses(examples, tokenizer, kinds=(kind,))]
-        for kind in ("asked", "framed")
-    }
+    kinds = ("asked", "framed")
+    made = dresses([sampled_example(sample) for sample in dreams], tokenizer, kinds=kinds)
+    return {kind: [dress.prompt_ids for dress in made if dress.kind == kind] for kind in kinds}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, last_turn: bool = False) -> Encoded:

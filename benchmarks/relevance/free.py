@@ -54,10 +54,8 @@ OWN = "held out"
 #: least, and the mean share of the other sets that is sent to the base.
 FIGURES = ("kept", "worst", "sent")
 
-#: How many prompts of a set are given as anchors.
-ANCHORS = (0, 5, 20)
-#: And whether they count as in training or as a dream each; none count the same either way.
-WEIGHED = [(count, weighed) for count in ANCHORS for weighed in (False, True) if count or not weighed]
+#: How many prompts of a set are given as anchors, and whether they count as in training or as a dream each.
+WEIGHED = ((0, False), (5, False), (5, True), (20, False), (20, True))
 #: What is told of heads with anchors: the mean shares of the task's held-out prompts that stay with the adapter, of the
 #: anchors, of the rest of their set and of all other sets that are sent to the base.
 ANCHORED = ("kept", "anchors", "alike", "others")

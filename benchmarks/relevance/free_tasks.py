@@ -1,4 +1,4 @@
-"""Further tasks than the template of `ablate`: what people write who write as they like, with no wording in common, and other templates."""
+"""Further tasks than the template of `ablate`: what people write as they like, with no wording in common, and other templates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.continual.run import read_plan
 from benchmarks.continual.sets import drawn
 from benchmarks.models import quickstart
 from benchmarks.relevance.sets import EACH, SETS, PromptSet, divided, other_requests, prompt_sets, read, shuffled, turns
@@ -48,8 +49,6 @@ TEMPLATES = {
     "desks": ("clinc", "clinc-chat"),
     "kinds": ("wiki", "cola", "mrpc", "gsm8k", "freebaseqa"),
 }
-#: Of a template, the records that `benchmarks.continual` trains on and those of its test, of which none is read here.
-TEMPLATE_RECORDS, TEMPLATE_TEST = 800, 100
 #: What a user says, and the answer.
 Exchange = tuple[str, str]
 
@@ -104,9 +103,10 @@ def free_tasks(data_root: Path) -> list[FreeTask]:
 
 
 def templates(data_root: Path) -> Iterator[FreeTask]:
-    """Tasks of one template each."""
+    """Tasks of one template each, of the records that `benchmarks.continual` trains on; none of its test is read here."""
+    plan = read_plan()
     for name, near in TEMPLATES.items():
-        rows, _ = drawn(name, data_root, TEMPLATE_RECORDS, TEMPLATE_TEST)
+        rows, _ = drawn(name, data_root, plan.training_records, plan.test_records)
         fit = tuple((row["input"], row["output"]) for row in rows[:-HELD_OUT])
         fold = Fold(fit, tuple(row["input"] for row in rows[-HELD_OUT:]))
         yield FreeTask(name, (fold,), tuple(part for part in (*COMMON, *FORMS) if part not in near), chat=False)

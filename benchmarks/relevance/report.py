@@ -39,8 +39,8 @@ def words(choice: dict[str, Any]) -> str:
     """A choice in a line."""
     return (
         f"fitted to {choice['dress']}; {choice['pooling']} of {choice['layers']}; {choice['dreams']} dreams; "
-        f"{choice['prompts']} prompts, {choice['dressed']:g} of them in other dresses; {choice['framed']:g} of the dreams in forms; "
-        f"penalty {choice['penalty']:g}"
+        f"{choice['prompts']} prompts, {choice['dressed']:g} of them in other dresses; "
+        f"{choice['framed']:g} of the dreams in forms; penalty {choice['penalty']:g}"
     )
 
 

@@ -99,8 +99,9 @@ def fit_relevance(
 
     Logistic regression on standardised features, both classes of the same weight. The border lies `BORDER` of the way
     from the task's logits, all but `false_recall` of which are below that end, to those of the others. Where the two
-    kinds overlap it is the task's end. Anchors draw it nearer: before the first of them, or to the task's end. What is to be expected of queries of other kinds is asked of the queries
-    themselves: they are divided into `folds` groups of alike ones, each of which is judged by a head fitted to the rest.
+    kinds overlap it is the task's end. Anchors draw it nearer: before the first of them, or to the task's end. What is to
+    be expected of queries of other kinds is asked of the queries themselves: they are divided into `folds` groups of alike
+    ones, each of which is judged by a head fitted to the rest.
 
     Args:
         task: (N, F), frozen pooled queries of the task.
@@ -119,7 +120,7 @@ def fit_relevance(
     if not 0 <= false_recall <= 1:
         raise InputError(f"false_recall must be a number from 0 to 1, got {false_recall!r}")
     line = _Line(task, other, penalty, false_recall)
-    place = border_place(line.position(other[:0] if anchors is None else anchors))
+    place = BORDER if anchors is None else border_place(line.position(anchors))
     own, others = line.position(task), line.position(other)
     if folds > 1:
         groups = [
