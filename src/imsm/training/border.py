@@ -19,6 +19,8 @@ from imsm.turns import last_turn
 Report = Callable[[int, int], None]
 #: How much anchors count beside all that is dreamt, at least, however few they are.
 ANCHORED = 1 / 2
+#: Of what other tasks have stored, the most that a head sees: more of it hardly helps them, and has the head claim what is nobody's.
+RIVALS = 60
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def fit_border(
 ) -> Border:
     """Gives the model's active task a relevance head and a store of its queries.
 
-    What other tasks have stored counts as not this one's, beside the dreams, and all of it as much as they do at most; anchors
-    count `ANCHORED` as much, however few they are.
+    What other tasks have stored counts as not this one's, beside the dreams, `RIVALS` queries of it at most; anchors count
+    `ANCHORED` as much as the dreams, however few they are.
 
     Args:
         model: the siamese model; only its frozen stream is run.
@@ -79,7 +81,7 @@ def fit_border(
         times = anchor_times(len(kept), len(other))
         other = torch.cat([other, kept.repeat(times, 1)])
         others_alike = None if others_alike is None else torch.cat([others_alike, clusters(kept, FOLDS).repeat(times)])
-    rivals = negatives(model.others, len(other))
+    rivals = negatives(model.others, RIVALS)
     if rivals is not None:
         other = torch.cat([other, rivals])
         others_alike = None if others_alike is None else torch.cat([others_alike, clusters(rivals, FOLDS)])
