@@ -150,7 +150,8 @@ class SiameseForCausalLM(TaskCalls, PreTrainedModel, TwinGenerationMixin):
         return checkpoint.load(cls, pretrained_model_name_or_path, base, kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes config, adapter (peft's format), gate and model card; never the base weights.
+        """Writes config, adapter (peft's format), gate, relevance head, stored queries and model card, and the further tasks; never
+        the base weights.
 
         `push_to_hub=True` with `repo_id` uploads the folder. Files are written beside and renamed into place.
         """

@@ -43,7 +43,7 @@ def run(argv: list[str]) -> int:
         "checkpoints",
         metavar="CHECKPOINT",
         nargs="+",
-        help=f"siamese checkpoint, peft adapter, LoRAMoE or whole model: {given}; with @gate=0.5 or @scale=0.5 at the end",
+        help=f"siamese checkpoint, peft adapter, LoRAMoE or whole model: {given}; with @gate=0.5, @recall=0.5 or @scale=0.5 at the end",
     )
     add_task_arguments(parser, required=False)
     parser.add_argument(

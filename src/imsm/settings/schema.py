@@ -51,8 +51,8 @@ class RetainConfig:
 
     Attributes:
         kind: none; kl_prompts adds the KL divergence from the base model at the training prompts; kl_samples adds it on
-            texts that the base model sampled, kl_dreams on dreams (which train a siamese model's gate by default); replay mixes the base model's own answers to general prompts into the
-            training records.
+            texts that the base model sampled, kl_dreams on dreams (which a siamese model's relevance head is fitted to by
+            default); replay mixes the base model's own answers to general prompts into the training records.
         weight: Weight of the KL divergence, in mean nats a token, beside the cross-entropy.
         samples: Texts that the base model samples, for kl_samples, kl_dreams and CorDA.
         share: Share of the training records that replay makes the base model's own answers.

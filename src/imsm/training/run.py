@@ -61,7 +61,9 @@ class TrainResult:
     model: the trained model, in eval mode: siamese; peft's for `method: peft`; the transformers model for the others.
     tokenizer: its tokenizer.
     folder: the checkpoint.
-    metrics: loss of the last step, evaluation loss if there was evaluation data, seconds, steps.
+    metrics: steps, seconds of training, loss of the last step, and what else the method logs; evaluation loss if there was
+        evaluation data; with dreams `false_recall`, `dreams_kept` and `others_left` of `training.border.Border`, and
+        `dreams_seconds`, which are not among the seconds.
     log: the trainer's log entries.
     """
 
