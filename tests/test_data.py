@@ -203,6 +203,7 @@ BROKEN: list[tuple[Any, str]] = [
     ({"input": "a", "output": 3}, "'output' must be a text, got a number"),
     ({"input": None, "output": "b"}, "'input' must be a text, got null"),
     ({"input": " \n", "output": "b"}, "'input' is empty"),
+    ({"input": "a \ud83d", "output": "b"}, "'input' has half of a character (a lone surrogate) in 'a \\ud83d'; correct it"),
     ({"input": "a", "output": ""}, "'output' is empty"),
     ({"input": "a", "output": []}, "'output' is an empty list"),
     ({"input": "a", "output": "b" * 50}, "52 tokens, more than data.max_length 20"),
@@ -232,6 +233,7 @@ def test_bad_records_are_reported_with_their_line(record: Any, reason: str, load
         ([USER, {"role": "asistant", "content": "x"}], "'messages[1].role' must be one of system, "),
         ([USER, {"role": "assistant", "content": " "}], "'messages[1].content' is empty"),
         ([{"role": "user", "content": [1]}, YES], "'messages[0].content' must be a text, got a list"),
+        ([{"role": "user", "content": "\udc00"}, YES], "'messages[0].content' has half of a character"),
     ],
 )
 def test_bad_conversations_are_reported(messages: Any, reason: str, load: Load) -> None:

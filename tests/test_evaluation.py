@@ -695,6 +695,7 @@ def test_eval_prints_its_table_and_goes_on(
     [
         (["BASE", "--tasks", "mprc"], "unknown task 'mprc'"),
         (["BASE", "--tasks", "TASK", "--limit", "0"], "--limit must be a positive integer, got 0"),
+        (["BASE", "--tasks", "TASK", "--seed", "-1"], "--seed must be an integer from 0 to below 2**32, got -1"),
         (["BASE", "--tasks", "TASK", "--batch-size", "0"], "--batch-size must be a positive integer, got 0"),
         (["BASE", "--tasks", "TASK", "--output", "x.txt"], "--output must be a .json file, got x.txt"),
         (["nowhere/at/all", "--tasks", "TASK"], "'nowhere/at/all' is not a folder"),

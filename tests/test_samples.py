@@ -253,6 +253,11 @@ def test_prompts_of_a_file(tokenizer: PreTrainedTokenizerBase, model: PreTrained
         ({"prompt": ""}, "line 1: a prompt is expected"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "line 1: a prompt is expected"),
         (3, "line 1: a JSON object is expected"),
+        ({"prompt": " \n"}, "line 1: a prompt is expected"),
+        ({"prompt": "half \ud83d"}, "line 1: 'prompt' has half of a character"),
+        ({"messages": ["hi"]}, "line 1: 'messages[0]' must be an object with 'role' and 'content', got a text"),
+        ({"messages": [{"content": "hi"}]}, "line 1: 'messages[0].role' must be one of"),
+        ({"messages": [{"role": "user", "content": " "}]}, "line 1: a prompt is expected to end in a user's turn"),
     ],
 )
 def test_bad_prompts_are_refused(record: Any, message: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import Day
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, TrainingArguments
 from zoo import tiny_siamese
 
 from imsm import DataConfig, DreamsConfig, InputError, SiameseForCausalLM, SiameseTrainer, TrainConfig, train
@@ -348,3 +348,79 @@ def test_a_model_that_is_not_there(settings: dict[str, Any]) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(settings: dict[str, Any]) -> None:
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train(TrainConfig(**{**settings, "learning_rate": 1e30, "gate_learning_rate": 1e30, "max_grad_norm": 0.0}))
+
+
+# -- what the base model cannot read ---------------------------------------------------------------------------------
+
+
+def gpt2(folder: Path, tokenizer: PreTrainedTokenizerBase, positions: int, rows: int | None = None) -> str:
+    """A tiny model that cannot read behind its last position, of a vocabulary as large as the tokenizer's or of `rows`."""
+    config = GPT2Config(
+        vocab_size=rows or len(tokenizer),
+        n_positions=positions,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_record_that_the_base_model_cannot_read_is_refused_at_once(
+    settings: dict[str, Any], plain_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    data = tmp_path / "long.jsonl"
+    lines = [{"input": "a b", "output": "c"}, {"input": "0 1 2 3 4 5 6 7 8 9" * 4, "output": "d"}]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings |= {"data": DataConfig(train=str(data)), "adapter": {**LORA, "target_modules": ["c_attn"]}}
+    refused = {
+        r"long.jsonl, line 2 has \d+ tokens, the model reads 16": gpt2(tmp_path / "short", plain_tokenizer, 16),
+        r"line 1 has the token '.*', number \d+, and the model embeds 5": gpt2(
+            tmp_path / "few", plain_tokenizer, 256, 5
+        ),
+    }
+    for message, model in refused.items():
+        with pytest.raises(InputError, match=message):
+            train(TrainConfig(**{**settings, "model": model}))
+    assert not Path(settings["output_dir"]).exists()
+
+
+def test_a_dress_that_the_base_model_cannot_read_is_left_out(
+    settings: dict[str, Any], plain_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """In capitals these prompts take more tokens than the model has positions for; the finished training is not lost to it."""
+    shared = "the of the request is about the"
+    prompts = [f"{shared} {letter}: " for letter in "abcdefghijkl"]
+    data = tmp_path / "shared.jsonl"
+    data.write_text("".join(json.dumps({"input": prompt, "output": "x"}) + "\n" for prompt in prompts))
+    longest = max(len(plain_tokenizer(prompt + "x")["input_ids"]) for prompt in prompts) + 1
+    assert min(len(plain_tokenizer(prompt.upper())["input_ids"]) for prompt in prompts) > longest
+    settings |= {
+        "model": gpt2(tmp_path / "exact", plain_tokenizer, longest),
+        "data": DataConfig(train=str(data)),
+        "adapter": {**LORA, "target_modules": ["c_attn"]},
+        "dreams": DreamsConfig(count=12, prompt_tokens=6),
+        "max_steps": 1,
+    }
+    assert "dreams_kept" in train(TrainConfig(**settings)).metrics
+
+    anchors = tmp_path / "anchors.jsonl"
+    anchors.write_text(json.dumps({"text": "too long " * 40}) + "\n")
+    settings |= {"output_dir": str(tmp_path / "other"), "dreams": DreamsConfig(count=12, anchors=str(anchors))}
+    with pytest.raises(InputError, match=r"anchors.jsonl has an anchor of \d+ tokens, the model reads"):
+        train(TrainConfig(**settings))
+
+
+def test_a_folder_that_cannot_be_made_and_an_adapter_that_cannot_learn_are_refused_at_once(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"output_dir .*file/run cannot be made, as .*file is no folder"):
+        train(TrainConfig(**{**settings, "output_dir": str(tmp_path / "file" / "run")}))
+    with pytest.raises(InputError, match="adapter.inference_mode must be false"):
+        train(TrainConfig(**{**settings, "adapter": {**LORA, "inference_mode": True}}))
+    assert not Path(settings["output_dir"]).exists()

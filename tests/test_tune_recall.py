@@ -286,6 +286,7 @@ def test_without_matplotlib(
     [
         (["--recalls", "-1,x"], "--recalls must be numbers, inf or -inf with commas between"),
         (["--recalls", "nan"], "--recalls must be numbers"),
+        (["--seed", "-1"], "--seed must be an integer from 0 to below 2**32, got -1"),
         (["--limit", "0"], "--limit must be a positive integer, got 0"),
         (["--metric", "bleu"], "the metric must be one of accuracy"),
         (["--metric", "number"], "the metric number needs a text with a number as answer"),

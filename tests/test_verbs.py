@@ -123,6 +123,10 @@ def test_generate_reads_files_and_standard_input(
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert imsm_cli.main(["generate", checkpoint, "--file", str(tmp_path / "p.jsonl"), *short]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+    # A mark that Python's lines end at, and one that some editors begin files with.
+    (tmp_path / "odd.jsonl").write_text('\ufeff{"input": "yes\u2028no"}\n', encoding="utf-8")
+    assert imsm_cli.main(["generate", checkpoint, "--file", str(tmp_path / "odd.jsonl"), *short]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\nthree\n"))
     assert imsm_cli.main(["generate", checkpoint, *short]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -152,6 +156,9 @@ def test_sampling_follows_its_seed(checkpoint: str, capsys: pytest.CaptureFixtur
         (["CHECKPOINT", "--file", '{"prompt": 5}'], "line 1: 'prompt' must be a text, got"),
         (["CHECKPOINT", "hi", "--max-new-tokens", "0"], "--max-new-tokens must be a positive integer, got 0"),
         (["CHECKPOINT", "hi", "--temperature", "-1"], "--temperature must be 0 (greedy) or positive, got -1.0"),
+        (["CHECKPOINT", "hi", "--temperature", "nan"], "--temperature must be 0 (greedy) or positive, got nan"),
+        (["CHECKPOINT", "hi", "--seed", "-1"], "--seed must be an integer from 0 to below 2**32, got -1"),
+        (["CHECKPOINT", "--file", '{"prompt": "\\ud83d"}'], "line 1: 'prompt' has half of a character"),
         (["CHECKPOINT", "hi", "--top-p", "0"], "--top-p must be in (0, 1], got 0.0"),
         (["CHECKPOINT", "hi", "--batch-size", "0"], "--batch-size must be a positive integer, got 0"),
         (["CHECKPOINT", "hi", "--base", "nowhere/at/all"], "cannot be loaded as a causal language model"),

@@ -296,6 +296,11 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").is_file()
 
 
+def longest_input(base: PreTrainedModel) -> int | None:
+    """Tokens that a model reads at once, if its configuration says."""
+    return getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def refuse_unembedded(
     tokenizer: PreTrainedTokenizerBase, rows: int, folder: Path, own: Callable[[], PreTrainedTokenizerBase]
 ) -> None:

@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from imsm.data.formats import RecordError, read_messages, refuse_half_characters
 from imsm.data.records import read_records
 from imsm.data.turns import user_turn
 from imsm.dates import Dates, one_date
@@ -141,18 +142,25 @@ def read_prompts(source: str, tokenizer: PreTrainedTokenizerBase, texts: bool = 
     found = []
     for record in read.records:
         value = next((record.fields[key] for key in keys if key in record.fields), None)
-        if isinstance(value, list):
-            while value and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
-                value = value[:-1]
-        if not value or not isinstance(value, (str, list)):
+        if value is None or not isinstance(value, (str, list)) or (isinstance(value, str) and not value.strip()):
             given = ", ".join(map(repr, record.fields)) or "none"
             raise InputError(
                 f"{source}, {read.unit} {record.line}: a prompt is expected as {expected} (a text) or 'messages' (a list), "
                 f"keys found: {given}"
             )
         try:
+            if isinstance(value, str):
+                refuse_half_characters(value, "prompt")
+            else:
+                value = read_messages(value, "messages")
+                while value and value[-1]["role"] == "assistant":
+                    value = value[:-1]
+                if not value or not str(value[-1].get("content") or "").strip():
+                    raise RecordError(
+                        "a prompt is expected to end in a user's turn with a text, and 'messages' does not"
+                    )
             found.append(prompt_ids(tokenizer, value))
-        except (InputError, TemplateError, TypeError, KeyError) as error:
+        except (InputError, RecordError, TemplateError, TypeError, KeyError) as error:
             raise InputError(f"{source}, {read.unit} {record.line}: {error}") from error
     if read.problems or not found:
         reason = f"{read.unit} {read.problems[0].line}: {read.problems[0].reason}" if read.problems else "no records"

@@ -68,11 +68,12 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be a positive integer, got {args.max_new_tokens}")
-    if args.temperature < 0:
+    if not 0 <= args.temperature < math.inf:
         raise InputError(f"--temperature must be 0 (greedy) or positive, got {args.temperature}")
     if not 0 < args.top_p <= 1:
         raise InputError(f"--top-p must be in (0, 1], got {args.top_p}")
     if args.seed is not None:
+        refuse_seed(args.seed)
         from transformers import set_seed
 
         set_seed(args.seed)
@@ -80,6 +81,12 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     if args.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **chosen}
     return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0, **chosen}
+
+
+def refuse_seed(seed: int) -> None:
+    """Raises `InputError` for a seed that not all generators take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be an integer from 0 to below 2**32, got {seed}")
 
 
 def dial(args: argparse.Namespace) -> dict[str, float | None]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imsm.cli.checkpoint import add_model_arguments, add_sampling_arguments, dial, load_checkpoint, sampling
-from imsm.data.formats import RecordError, read_messages
+from imsm.data.formats import RecordError, read_messages, refuse_half_characters
 from imsm.data.records import type_name
 from imsm.errors import InputError
 from imsm.generation import Prompt, answers
@@ -76,7 +76,8 @@ def read_prompts(args: argparse.Namespace) -> list[Any]:
         lines = sys.stdin.read().splitlines()
     else:
         try:
-            lines = args.file.read_text(encoding="utf-8").splitlines()
+            # Other marks that end lines, such as U+2028, may stand in a JSON text.
+            lines = args.file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"prompts cannot be read from {args.file}: {error}") from error
     prompts: list[Any] = []
@@ -84,7 +85,7 @@ def read_prompts(args: argparse.Namespace) -> list[Any]:
         if not line.strip():
             continue
         if args.file is None or args.file.suffix != ".jsonl":
-            prompts.append(line)
+            prompts.append(line.rstrip("\r"))
             continue
         try:
             entry = json.loads(line)
@@ -102,6 +103,8 @@ def read_prompts(args: argparse.Namespace) -> list[Any]:
                     raise RecordError("'messages' has no turn to answer")
             elif not isinstance(value, str):
                 raise RecordError(f"'{keys[0]}' must be a text, got {type_name(value)}")
+            else:
+                refuse_half_characters(value, keys[0])
         except RecordError as error:
             raise InputError(f"{args.file} line {number}: {error}") from error
         prompts.append(value)

@@ -49,11 +49,13 @@ def named_tasks(args: argparse.Namespace) -> list[Task]:
     Raises:
         InputError: a number is out of range, or there is no such task.
     """
+    from imsm.cli.checkpoint import refuse_seed
     from imsm.evaluation.tasks import find_tasks
 
     for flag, value in {"--batch-size": args.batch_size, "--limit": args.limit}.items():
         if value is not None and value < 1:
             raise InputError(f"{flag} must be a positive integer, got {value}")
+    refuse_seed(args.seed)
     return find_tasks(args.tasks)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from imsm.checkpoint import read_config, write_recall
-from imsm.cli.checkpoint import add_model_arguments
+from imsm.cli.checkpoint import add_model_arguments, refuse_seed
 from imsm.errors import InputError
 from imsm.folders import folder_here, write_text
 
@@ -100,6 +100,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     for flag, value in {"--limit": args.limit, "--batch-size": args.batch_size}.items():
         if value < 1:
             raise InputError(f"{flag} must be a positive integer, got {value}")
+    refuse_seed(args.seed)
     if args.data_root is not None and not args.retained:
         raise InputError("--data-root holds the files of --retained; name the tasks")
     return args

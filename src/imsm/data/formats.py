@@ -107,7 +107,14 @@ def _text(value: Any, name: str) -> str:
         raise RecordError(f"'{name}' must be a text, got {type_name(value)}")
     if not value.strip():
         raise RecordError(f"'{name}' is empty")
+    refuse_half_characters(value, name)
     return value
+
+
+def refuse_half_characters(text: str, name: str) -> None:
+    """Raises `RecordError` for a text that no tokenizer and no file takes: one with half of a character beyond U+FFFF."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RecordError(f"'{name}' has half of a character (a lone surrogate) in {text[:60]!r}; correct it")
 
 
 def read_messages(value: Any, name: str) -> list[dict[str, Any]]:
@@ -132,6 +139,8 @@ def read_messages(value: Any, name: str) -> list[dict[str, Any]]:
             _text(content, f"{where}.content")
         elif not isinstance(content, str):
             raise RecordError(f"'{where}.content' must be a text, got {type_name(content)}")
+        else:
+            refuse_half_characters(content, f"{where}.content")
         messages.append({key: part for key, part in message.items() if part is not None})
     return messages
 

@@ -20,6 +20,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
+from imsm import building
 from imsm.building import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -98,8 +99,7 @@ class Candidate:
 
 def longest_input(model: Any) -> int | None:
     """Tokens that a model of any kind can read at once, if it says."""
-    model = model.base if isinstance(model, SiameseForCausalLM) else model
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return building.longest_input(model.base if isinstance(model, SiameseForCausalLM) else model)
 
 
 def open_candidate(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from imsm.data.formats import RecordError, read_messages
+from imsm.data.formats import RecordError, read_messages, refuse_half_characters
 from imsm.data.records import SUFFIXES, Record, RecordSet, read_records, type_name
 from imsm.errors import InputError, first_line
 from imsm.evaluation.metrics import METRICS
@@ -85,10 +85,11 @@ def _record(task: Task, found: RecordSet, record: Record) -> TaskRecord:
 
 
 def _refuse_half_characters(texts: Iterable[str], where: str) -> None:
-    """Raises `InputError` for a text that no tokenizer and no file takes: one with half of a character beyond U+FFFF."""
     for text in texts:
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{where}: {text[:60]!r} has half of a character (a lone surrogate); correct it")
+        try:
+            refuse_half_characters(text, "text")
+        except RecordError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 def _turns(value: Any, name: str, where: str) -> tuple[tuple[str, str], ...]:

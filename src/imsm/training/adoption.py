@@ -28,7 +28,7 @@ from imsm.samples import Sample
 from imsm.settings import DreamsConfig, TrainConfig
 from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
 from imsm.training.ends import learn_end
-from imsm.training.models import load_base
+from imsm.training.models import load_base, refuse_unreadable
 from imsm.training.progress import build_bar
 from imsm.training.run import join_processes, load_tokenizer, record, refuse_folder
 
@@ -113,6 +113,7 @@ def adopt(
     base: Any = load_base(config)
     rows = int(base.get_input_embeddings().weight.shape[0])
     refuse_unembedded(tokenizer, rows, source, lambda: load_tokenizer(config))
+    refuse_unreadable(base, tokenizer, records)
     base.to(processes.device)
     dreams = dreams_of(config, base, tokenizer, build_bar(config, "dreams", "texts"))
     others = _others(config, base, tokenizer, dreams, held_out_dreams)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from imsm.building import longest_input
 from imsm.data import AnswerCollator, Example
 from imsm.data.dresses import Dress, dresses
 from imsm.data.turns import turn_closer, turn_opener
@@ -52,8 +53,10 @@ def dreams_of(
     Raises:
         InputError: there are no dreams, or the anchors cannot be read.
     """
-    settings, began = config.dreams, time.monotonic()
+    settings, began, longest = config.dreams, time.monotonic(), longest_input(base)
     anchors = [] if settings.anchors is None else read_anchors(settings.anchors, tokenizer)
+    if longest is not None and (most := max(map(len, anchors), default=0)) > longest:
+        raise InputError(f"{settings.anchors} has an anchor of {most} tokens, the model reads {longest}; shorten it")
     samples = dream(
         base,
         tokenizer,
@@ -113,10 +116,12 @@ def learn_from_dreams(
         found["gate_loss"] = sum(losses[-10:]) / len(losses[-10:])
     chosen = random.Random(config.seed).sample(list(examples), min(settings.task_prompts, len(examples)))
     found_dresses = dresses(chosen, tokenizer, config.seed, others=math.ceil(DRESSED * len(chosen)))
-    found_dresses = [dress for dress in found_dresses if dress.prompt_ids]
+    # Other words may take more tokens than the model reads.
+    longest = longest_input(model.base) or math.inf
+    found_dresses = [dress for dress in found_dresses if 0 < len(dress.prompt_ids) <= longest]
     if not found_dresses:
         raise InputError("dreams: no training record has a prompt before its answer; set dreams: off")
-    others = dressed_dreams(dreams.samples, tokenizer)
+    others = [dress for dress in dressed_dreams(dreams.samples, tokenizer) if len(dress.prompt_ids) <= longest]
     border = fit_border(
         model,
         [dress.prompt_ids for dress in found_dresses],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 
 from imsm import building, loramoe
 from imsm.config import DEFAULT_TASK
@@ -40,6 +40,8 @@ def adapter_config(settings: dict[str, Any], total_steps: int) -> PeftConfig | L
         InputError: an unknown method or argument, or values that peft refuses.
     """
     settings = knowledge_preserving(settings)
+    if settings.get("inference_mode"):
+        raise InputError("adapter.inference_mode must be false, as the adapter is to learn, got true; leave it out")
     kind = str(settings.pop("peft_type", "LORA")).upper()
     if kind == "LORAMOE":
         return LoRAMoEConfig.from_settings(settings)
@@ -61,6 +63,28 @@ def adapter_config(settings: dict[str, Any], total_steps: int) -> PeftConfig | L
         return known[kind](**settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"peft refuses the adapter settings: {first_line(error)}") from error
+
+
+def refuse_unreadable(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: ExampleSet) -> None:
+    """Raises `InputError` if the base model cannot read an example, for its length or for a token that it does not embed."""
+    longest, rows = building.longest_input(base), len(cast(torch.Tensor, base.get_input_embeddings().weight))
+    for example in found.examples:
+        if longest is not None and len(example.input_ids) > longest:
+            raise InputError(
+                f"{found.source}, {found.unit} {example.line} has {len(example.input_ids)} tokens, the model reads {longest}; "
+                f"shorten it, or leave it out (data.max_length: {longest} and data.bad_records: skip)"
+            )
+        if max(example.input_ids) >= rows:
+            raise InputError(
+                f"{found.source}, {found.unit} {example.line} has the token {tokenizer.convert_ids_to_tokens(max(example.input_ids))!r}, "
+                f"number {max(example.input_ids)}, and the model embeds {rows}; take the tokenizer that belongs to the model, or "
+                "resize the model's embeddings and save it"
+            )
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        raise InputError(
+            f"the padding token {tokenizer.pad_token!r} is number {tokenizer.pad_token_id}, and the model embeds {rows}; name a "
+            "token that the model has, such as that which ends texts, as pad_token in the tokenizer's files"
+        )
 
 
 def load_base(config: TrainConfig) -> PreTrainedModel:

@@ -34,7 +34,7 @@ from imsm.settings import TrainConfig, read_yaml, to_yaml
 from imsm.training.banking import plan_bank
 from imsm.training.dreaming import Dreams, dreams_of, learn_from_dreams
 from imsm.training.ends import learn_end
-from imsm.training.models import adapter_config, build_model, load_base, make_trainer
+from imsm.training.models import adapter_config, build_model, load_base, make_trainer, refuse_unreadable
 from imsm.training.plain import AnswerLM
 from imsm.training.plan import Plan
 from imsm.training.progress import build_bar
@@ -101,6 +101,9 @@ def train(config: TrainConfig) -> TrainResult:
         refuse_name(config.task, adapter)
     set_seed(config.seed)
     base = load_base(config)
+    for found in (train_set, eval_set):
+        if found is not None:
+            refuse_unreadable(base, tokenizer, found)
     samples = own_texts(config, base, tokenizer, records, processes)
     if config.retain.kind == "replay":
         train_set = with_replay(train_set, samples, config.retain.share)
@@ -215,6 +218,11 @@ def refuse_folder(folder: Path, config: TrainConfig, remedy: str = "continue it 
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; give a folder")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"output_dir {folder} cannot be made, as {there} is no folder that can be written to; give another"
+        )
     before = folder / SETTINGS
     if not config.resume:
         if before.exists() or (folder / checkpoint.CONFIG).exists():
