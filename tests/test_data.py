@@ -203,7 +203,10 @@ BROKEN: list[tuple[Any, str]] = [
     ({"input": "a", "output": 3}, "'output' must be a text, got a number"),
     ({"input": None, "output": "b"}, "'input' must be a text, got null"),
     ({"input": " \n", "output": "b"}, "'input' is empty"),
-    ({"input": "a \ud83d", "output": "b"}, "'input' has half of a character (a lone surrogate) in 'a \\ud83d'; correct it"),
+    (
+        {"input": "a \ud83d", "output": "b"},
+        "'input' has half of a character (a lone surrogate) in 'a \\ud83d'; correct it",
+    ),
     ({"input": "a", "output": ""}, "'output' is empty"),
     ({"input": "a", "output": []}, "'output' is an empty list"),
     ({"input": "a", "output": "b" * 50}, "52 tokens, more than data.max_length 20"),

@@ -489,6 +489,29 @@ def test_a_new_head_leaves_to_the_tasks_before_what_is_theirs() -> None:
     assert float((first.relevance(red) > 0).float().mean()) < 0.7
 
 
+def test_a_lower_ceiling_mixes_what_no_head_claims_the_same_with_and_without_a_cache() -> None:
+    model = several("tuned")
+    nobodys = told(model, None, 1)
+    for ceiling in (0.5, 0.999):
+        said = [generate(model, nobodys, recall_ceiling=ceiling, use_cache=cached) for cached in (True, False)]
+        assert said[0] == said[1]
+        # Beside rows of other tasks, too.
+        assert generate(model, [*PROMPTS, *nobodys], recall_ceiling=ceiling)[-1:] == said[0]
+    assert generate(model, nobodys, recall_ceiling=0.999, use_cache=False) == generate(model, nobodys, force_gate=1.0)
+
+
+def test_tasks_are_saved_and_loaded_when_the_first_has_no_head(tmp_path: Path) -> None:
+    model = several()
+    model.activate("red")
+    model.set_relevance(None)
+    model.task = None
+    assert model.rivals == ["green", "blue"]
+    said = generate(model, PROMPTS)
+    model.save_pretrained(tmp_path)
+    loaded = SiameseForCausalLM.from_pretrained(tmp_path, base=tiny_base("llama")).eval()
+    assert loaded.rivals == ["green", "blue"] and generate(loaded, PROMPTS) == said
+
+
 def test_a_task_that_is_removed_leaves_the_others() -> None:
     model = several()
     said = {name: generate(model, [PROMPTS[OWNERS.index(name)]]) for name in NAMES}

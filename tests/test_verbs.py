@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def test_answers_in_batches_are_those_alone(loaded: tuple[Any, Any], batch_size:
     model, tokenizer = loaded
     got = {a.index: a.text for a in answers(model, tokenizer, PROMPTS, batch_size=batch_size, max_new_tokens=8)}
     assert got == {i: alone(model, tokenizer, prompt) for i, prompt in enumerate(PROMPTS)}
+
+
+def test_each_prompt_is_answered_under_its_own_dial(loaded: tuple[SiameseForCausalLM, Any]) -> None:
+    """Batches are made by length; a dial of a value a prompt goes with its prompt."""
+    dials = torch.tensor([math.inf if place % 2 else -math.inf for place in range(len(PROMPTS))])
+    got = {a.index: a.text for a in answers(*loaded, PROMPTS, batch_size=2, max_new_tokens=8, recall=dials)}
+    assert got == {i: alone(*loaded, prompt, recall=float(dials[i])) for i, prompt in enumerate(PROMPTS)}
+    assert len({alone(*loaded, PROMPTS[0], recall=dial) for dial in (math.inf, -math.inf)}) == 2
 
 
 def test_several_answers_to_a_prompt(loaded: tuple[Any, Any]) -> None:

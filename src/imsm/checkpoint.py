@@ -305,7 +305,10 @@ def load(
     if further:
         model.activate(first)
         if len(model.rivals) > 1:
-            model.router = Router(config.relevance, len(model.rivals))
+            # The first task may have no head any more.
+            stores = [model.part(name).queries for name in model.rivals]
+            width = max(stored.shape[1] for stored in stores if stored is not None)
+            model.router = Router(width, len(model.rivals))
             load_part(model.router, folder / ROUTER)
             model.router.to(next(model.get_output_embeddings().parameters()).device)
     if (folder / GENERATION).is_file():

@@ -217,7 +217,9 @@ class TaskCalls(Tasks):
             else:
                 self.activate(name)
                 how = self._recall(own, len(rows))
-                if how.force is None and adapter_alone(self.gate, how.dial):
+                # Under a lower ceiling rows are here, too, that no head claims.
+                claimed = how.dial is None or bool((how.dial.ceiling == 1).all())
+                if how.force is None and claimed and adapter_alone(self.gate, how.dial):
                     own = {**without(own, DIAL), "force_gate": 0.0}
             with self._calling(name):
                 found.append((rows, run(part, **own)))

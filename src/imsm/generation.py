@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from imsm.dispatch import DIAL
 from imsm.ends import listed
 from imsm.errors import InputError
 
@@ -80,7 +81,8 @@ def answers(
         prompts: texts or chat messages.
         batch_size: prompts decoded together.
         max_new_tokens: longest answer.
-        generate_kwargs: for `model.generate`; greedy decoding unless they say otherwise.
+        generate_kwargs: for `model.generate`; greedy decoding unless they say otherwise. Of a tensor with a value for each
+            prompt, such as `recall`, each batch gets its own.
 
     Raises:
         InputError: a prompt that cannot be tokenised.
@@ -88,9 +90,13 @@ def answers(
     tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     pad, ends = padding_id(tokenizer), answer_ends(model, tokenizer) or None
+    each = [
+        name for name in DIAL if len(tokens) > 1 and getattr(generate_kwargs.get(name), "shape", None) == (len(tokens),)
+    ]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        settings = {"do_sample": False, "pad_token_id": pad, "eos_token_id": ends, **generate_kwargs}
+        own = {name: value[chosen] if name in each else value for name, value in generate_kwargs.items()}
+        settings = {"do_sample": False, "pad_token_id": pad, "eos_token_id": ends, **own}
         found = continuations(model, [tokens[i] for i in chosen], pad, max_new_tokens=max_new_tokens, **settings)
         repeats = len(found) // len(chosen)
         for row, sequence in enumerate(found):
